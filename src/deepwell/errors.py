@@ -1,0 +1,85 @@
+"""Errors that a user can cause.
+
+Each says what was wrong, where (file, page, line, value) and what to do. The command line prints ``str(error)`` and
+exits with ``error.exit_code``; it never shows a traceback for one of these.
+
+Exit codes of the command line: 0 done, 1 failed, 2 bad usage, 3 partly done (some files failed). Each class also has a
+``code`` of its own, a short word that ``--json`` prints, so that scripts can tell failures apart.
+"""
+
+
+class DeepwellError(Exception):
+    """What went wrong, and what to do about it.
+
+    Args:
+        message: What was wrong and where, as one sentence without a final full stop.
+        hint: What the user can do, usually a command to run. Empty when there is nothing to be done.
+    """
+
+    exit_code = 1
+    code = "failed"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (reading happens in workers); the default drops keyword arguments.
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(cls: type[DeepwellError], message: str, hint: str) -> DeepwellError:
+    return cls(message, hint=hint)
+
+
+class UsageError(DeepwellError):
+    """An argument that makes no sense: a negative limit, an unknown kind, two options that exclude each other."""
+
+    exit_code = 2
+    code = "bad-usage"
+
+
+class UnreadableFileError(DeepwellError):
+    """A file that cannot be read or understood: encrypted, truncated, too large, not what its name says."""
+
+    code = "unreadable-file"
+
+
+class MissingModelError(DeepwellError):
+    """A model that is not on this machine. The hint names the command that fetches it."""
+
+    code = "missing-model"
+
+
+class MissingExtraError(DeepwellError):
+    """A Python package of an optional extra is not installed. The hint names the ``pip install`` that adds it."""
+
+    code = "missing-extra"
+
+
+class ModelSourceError(DeepwellError):
+    """A model could not be fetched, or what arrived is not what was promised (size, hash, missing file)."""
+
+    code = "model-source"
+
+
+class LibraryBusyError(DeepwellError):
+    """Another process is writing to the library. The message names it."""
+
+    code = "library-busy"
+
+
+class LibraryDamagedError(DeepwellError):
+    """The library's folder is not a library, is from a newer version, or part of it is missing."""
+
+    code = "library-damaged"
+
+
+class ChatError(DeepwellError):
+    """A language model did not answer: unreachable, refused the key, timed out, or replied with nonsense."""
+
+    code = "chat"
