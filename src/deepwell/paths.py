@@ -1,7 +1,7 @@
 """Where Deepwell keeps things, and the environment variables that move them.
 
 ``DEEPWELL_LIBRARY`` the default library, ``DEEPWELL_MODELS`` the folder of models; without them the platform's own data
-folder (``~/.local/share/deepwell`` on Linux, ``~/Library/Application Support`` on a Mac, ``%LOCALAPPDATA%`` on Windows).
+folder: ``~/.local/share/deepwell`` on Linux, ``~/Library/Application Support`` on a Mac, ``%LOCALAPPDATA%`` on Windows.
 """
 
 import os

@@ -180,8 +180,6 @@ class ChatModel(Protocol):
 
     name: str
 
-    def chat(
-        self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> Iterator[Delta]:
+    def chat(self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.0) -> Iterator[Delta]:
         """Stream a reply. Raises ``ChatError`` when the model cannot answer."""
         ...

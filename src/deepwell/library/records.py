@@ -19,9 +19,7 @@ from typing import Any, Literal, get_args
 
 from deepwell.errors import UsageError
 
-Kind = Literal[
-    "text", "code", "web", "pdf", "document", "slides", "table", "book", "email", "image", "audio"
-]
+Kind = Literal["text", "code", "web", "pdf", "document", "slides", "table", "book", "email", "image", "audio"]
 """What a file is to a person, and what ``--kind`` takes. ``document`` is a word-processor file, ``web`` is HTML."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -203,9 +201,7 @@ class Filters:
             raise UsageError("the time range is empty: 'since' is not before 'until'")
 
     def __bool__(self) -> bool:
-        return bool(
-            self.kinds or self.path or self.since is not None or self.until is not None or self.where
-        )
+        return bool(self.kinds or self.path or self.since is not None or self.until is not None or self.where)
 
 
 @dataclass(frozen=True, slots=True)
