@@ -1,0 +1,57 @@
+"""``deepwell ask``: an answer as it is written, then its sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deepwell.cli.options import library_options, open_library, print_json
+
+if TYPE_CHECKING:
+    from deepwell.library.library import Library
+    from deepwell.library.records import Answer
+
+
+@click.command()
+@click.argument("question", nargs=-1, required=True)
+@click.option("--model", help="Who answers: 'extractive', or the name of a model at an OpenAI-compatible server.")
+@library_options
+def ask(question: tuple[str, ...], model: str | None, library: Path | None, as_json: bool) -> None:
+    """Answer a question from the library, with sources.
+
+    Without a language model the best sentences are quoted as they stand. With one (see the guide), every quote that it
+    gives is compared word for word with its source, and dropped when it is not there.
+    """
+    with open_library(library) as lib:
+        words = " ".join(question)
+        if as_json:
+            print_json(lib.ask(words, model=model))
+            return
+        _show(lib, words, model)
+
+
+def _show(lib: Library, question: str, model: str | None) -> None:
+    from deepwell.cli import render
+
+    out = render.console()
+    if not out.is_terminal:
+        render.answer(out, lib.ask(question, model=model))
+        return
+    given: Answer | None = None
+    wrote, thinking = False, False
+    for piece in lib.ask_stream(question, model=model):
+        if hasattr(piece, "citations"):
+            given = piece
+            continue
+        if piece.reasoning:
+            out.print(piece.reasoning, style="dim italic", end="", markup=False)
+            thinking = True
+        if piece.text:
+            out.print(("\n\n" if thinking else "") + piece.text, end="", markup=False)
+            wrote, thinking = True, False
+    if wrote or thinking:
+        out.print()
+    if given is not None:
+        render.answer(out, given, text=not wrote)

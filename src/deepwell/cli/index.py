@@ -1,0 +1,85 @@
+"""``deepwell add``, ``sync``, ``remove`` and ``status``: what is in the library, and keeping it true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deepwell.cli.options import library_options, open_library, print_json
+
+if TYPE_CHECKING:
+    from deepwell.library.records import AddReport
+
+PARTLY_DONE = 3
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH...")
+@library_options
+def add(paths: tuple[Path, ...], library: Path | None, as_json: bool) -> int:
+    """Read files and folders into the library.
+
+    Words can be searched within seconds; vectors (search by meaning) fill in behind. Stop it at any moment: what is
+    done is kept, and 'deepwell sync' goes on from there.
+    """
+    from deepwell.cli.progress import showing
+
+    with open_library(library, create=True) as lib, showing(as_json) as progress:
+        report = lib.add(*paths, progress=progress)
+    return _told(report, as_json)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@library_options
+def sync(dry_run: bool, library: Path | None, as_json: bool) -> int:
+    """Bring the library up to date with the folders that were added.
+
+    New and changed files are read, moved ones keep what was computed for them, and a file is forgotten only when its
+    folder was read and the file was not there: an unplugged disk loses nothing.
+    """
+    from deepwell.cli.progress import showing
+
+    with open_library(library) as lib, showing(as_json) as progress:
+        report = lib.sync(dry_run=dry_run, progress=progress)
+    return _told(report, as_json)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH_OR_ID...")
+@library_options
+def remove(paths: tuple[str, ...], library: Path | None, as_json: bool) -> int:
+    """Forget files or folders (or texts, by id). The files themselves are not touched."""
+    with open_library(library) as lib:
+        report = lib.remove(*paths)
+    return _told(report, as_json)
+
+
+@click.command()
+@library_options
+def status(library: Path | None, as_json: bool) -> None:
+    """Say what the library holds, what could not be read, and what is still to do."""
+    with open_library(library) as lib:
+        now = lib.status()
+    if as_json:
+        print_json(now)
+        return
+    from deepwell.cli import render
+
+    render.status(render.console(), now)
+
+
+def _told(report: AddReport, as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    else:
+        from deepwell.cli import render
+
+        out, err = render.console(), render.console(stderr=True)
+        render.failures(err, report.failed)
+        render.failures(err, report.unseen, "unseen")
+        render.report(out, report)
+        render.notices(out, report.notices)
+    return PARTLY_DONE if report.failed or report.unseen else 0
