@@ -1,0 +1,182 @@
+"""Which sentence of the evidence answers the question? Signals that each have a reason, added up.
+
+For every sentence:
+
+- ``cover``: which of the question's content words it holds, weighted by how rare each is among the gathered sentences (a
+  word that every passage holds tells nothing); a word of the same family counts in part;
+- ``context``: the same for the sentence with its neighbours, since "It opened in 1932" names its subject one sentence
+  earlier;
+- ``passage``: the same for its whole passage, and ``rank``: what search thought of that passage;
+- ``meaning``: cosine of question and sentence, when a text encoder is at hand;
+- ``cue``: the kind of answer asked for is there (a date for "when"), and is not merely repeated from the question;
+- ``shape``: headings, questions, references and fragments make poor answers.
+
+The weights are rounded from a logistic regression on SQuAD-like questions and checked on COVID-QA and the other way
+round (``benchmarks/answers.py``); each set prefers nearly the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deepwell.library.answers import cues
+from deepwell.library.answers.sentences import Span, split_sentences
+from deepwell.library.answers.words import near_match, rarity, terms, weight_of
+from deepwell.library.protocols import Evidence, TextEncoder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ENCODED = 32
+"""Sentences whose meaning is compared: the best ones by words, so that a question costs one small batch."""
+
+NEAR = 0.6
+"""What a word of the same family is worth, beside 1 for the word itself."""
+
+WEIGHTS = {
+    "cover": 3.5,
+    "context": 1.5,
+    "passage": 1.0,
+    "rank": 1.5,
+    "meaning": 5.0,
+    "cue": 1.0,
+    "shape": 1.0,
+    "pairs": 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sentence that might answer.
+
+    Attributes:
+        n: The evidence it stands in.
+        order: Its place among that evidence's sentences.
+        span: Where it stands in the evidence's text.
+        text: Its characters.
+        score: Higher is better; only differences count.
+        signals: Each signal's value, by name.
+        terms: Its content words.
+    """
+
+    n: int
+    order: int
+    span: Span
+    text: str
+    score: float
+    signals: dict[str, float]
+    terms: frozenset[str]
+
+
+class Asked:
+    """A question's content words and what each is worth among the gathered sentences."""
+
+    def __init__(self, question: str, groups: Sequence[frozenset[str]]) -> None:
+        self.terms = tuple(dict.fromkeys(terms(question)))
+        in_order = terms(question)
+        self.pairs = frozenset(zip(in_order, in_order[1:], strict=False))
+        idf = rarity(groups)
+        unseen = max(idf.values(), default=1.0)
+        self.weights = {term: weight_of(term, idf, unseen) for term in self.terms}
+        self.total = sum(self.weights.values()) or 1.0
+
+    def cover(self, words: frozenset[str]) -> float:
+        """Share of the question's weight that ``words`` hold (0 to 1)."""
+        gained = 0.0
+        for term in self.terms:
+            if term in words:
+                gained += self.weights[term]
+            elif near_match(term, words):
+                gained += NEAR * self.weights[term]
+        return gained / self.total
+
+
+def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | None = None) -> list[Candidate]:
+    """Every sentence of ``evidence``, best first."""
+    found = [(piece, index, span) for piece in evidence for index, span in enumerate(split_sentences(piece.text))]
+    if not found:
+        return []
+    in_order = [terms(span.of(piece.text)) for piece, _, span in found]
+    words = [frozenset(sentence) for sentence in in_order]
+    asked = Asked(question, words)
+    wanted = cues.answer_type(question)
+    by_passage: dict[int, frozenset[str]] = {}
+    for (piece, _, _), held in zip(found, words, strict=True):
+        by_passage[piece.n] = by_passage.get(piece.n, frozenset()) | held
+    passages = {n: asked.cover(held) for n, held in by_passage.items()}
+    ranks = {piece.n: 1.0 / (1 + position) for position, piece in enumerate(evidence)}
+
+    rows: list[dict[str, float]] = []
+    for i, (piece, _, span) in enumerate(found):
+        text = span.of(piece.text)
+        around = words[i]
+        if i and found[i - 1][0].n == piece.n:
+            around |= words[i - 1]
+        if i + 1 < len(found) and found[i + 1][0].n == piece.n:
+            around |= words[i + 1]
+        ordered = in_order[i]
+        pairs = len(asked.pairs & frozenset(zip(ordered, ordered[1:], strict=False)))
+        rows.append(
+            {
+                "cover": asked.cover(words[i]),
+                "context": asked.cover(around),
+                "passage": passages[piece.n],
+                "rank": ranks[piece.n],
+                "cue": cues.cue(wanted, question, text),
+                "shape": shape(text, len(words[i])),
+                "pairs": pairs / max(1, len(asked.pairs)),
+            }
+        )
+    scores = [_total(row) for row in rows]
+    if encoder is not None:
+        best = sorted(range(len(found)), key=lambda i: -scores[i])[:ENCODED]
+        cosines = similarity(question, [found[i][2].of(found[i][0].text) for i in best], encoder)
+        floor = float(cosines.min())  # what was not compared is taken to mean no more than the least of those that were
+        for row in rows:
+            row["meaning"] = floor
+        for i, cosine in zip(best, cosines, strict=True):
+            rows[i]["meaning"] = float(cosine)
+        scores = [_total(row) for row in rows]
+    candidates = [
+        Candidate(piece.n, index, span, span.of(piece.text), score, row, held)
+        for (piece, index, span), row, score, held in zip(found, rows, scores, words, strict=True)
+    ]
+    return sorted(candidates, key=lambda candidate: -candidate.score)
+
+
+def _total(signals: dict[str, float]) -> float:
+    return sum(WEIGHTS[name] * value for name, value in signals.items())
+
+
+def similarity(question: str, texts: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
+    """Cosine of the question and each text [N]."""
+    asked = encoder.encode([question], query=True)
+    cosines: NDArray[np.float32] = encoder.encode(list(texts)) @ asked[0]
+    return cosines
+
+
+_REFERENCE = re.compile(
+    r"https?://|\bdoi\b|et al\.,? \(?\d{4}|^\W*(?:figure|fig|table|supplementary|copyright|license|sha)\b",
+    re.IGNORECASE,
+)
+
+
+def shape(text: str, content_words: int) -> float:
+    """How little a text looks like a statement, from -1 (a fragment, heading, question or reference) to 0."""
+    stripped = text.rstrip()
+    badness = 0.0
+    if content_words < 3:
+        badness += 0.6
+    if stripped.endswith(("?", "？")):
+        badness += 1.0
+    if stripped.startswith("#") or (
+        len(stripped) < 60 and stripped[-1:].isalnum() and not re.search(r"\d|[:：]", stripped)
+    ):
+        badness += 0.4
+    if _REFERENCE.search(stripped):
+        badness += 0.4
+    return -min(1.0, badness)
