@@ -196,7 +196,7 @@ def verify(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
                 click.echo(f"{name}: DAMAGED{note}")
                 for problem in result.problems:
                     click.echo(f"  {problem}")
-                click.echo(f"  run: deepwell models pull {name}")
+                click.echo(f"  run: deepwell models pull {name} --force")
     if as_json:
         _print_json({"models": [{**asdict(one), "folder": str(one.folder), "ok": one.ok} for one in results]})
     elif not results:

@@ -42,7 +42,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -230,6 +229,8 @@ def _load(path: Path, state: tuple[int, int] | None) -> Catalogue:
 
 
 def _read(path: Path) -> Catalogue:
+    import tomllib
+
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

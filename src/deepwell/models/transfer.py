@@ -181,7 +181,8 @@ def _attempt(request: _Request, part: Path, start: int) -> bool:
         total = expected.size or (done + int(length) if length.isdigit() else 0)
         with part.open("ab" if status == 206 else "wb") as file:
             request.report(done, total)
-            for block in response.iter_raw(1 << 18):
+            # As it comes: asked for blocks of one size, httpx would drop the last, unfilled one when the line breaks.
+            for block in response.iter_raw():
                 file.write(block)
                 done += len(block)
                 request.report(done, total)

@@ -54,16 +54,15 @@ def fetch(part: HubPart, job: Job) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {token}"} if (token := _token()) else {}
     with open_client() as client:
         listing = _list(client, endpoint, part, headers)
-        names = choose(part, listing.files)
+        wanted = {name: _pinned(part, name, listing.files[name]) for name in choose(part, listing.files)}
         parts = job.parts / listing.commit
-        job.need_room(sum(listing.files[name].size for name in names))
-        for name in names:
-            expected = _pinned(part, name, listing.files[name])
+        job.need_room(sum(expected.size for expected in wanted.values()))
+        for name, expected in wanted.items():
             url = f"{endpoint}/{part.repo}/resolve/{listing.commit}/{quote(name)}"
             report = job.report(f"fetching {name} of {part.repo}")
             download(client, url, parts / name, expected=expected, headers=headers, report=report)
         # Only now, so that a pull that breaks off between two files keeps the first one.
-        for name in names:
+        for name in wanted:
             (parts / name).replace(job.staged(name))
     return {"repo": part.repo, "revision": part.revision, "commit": listing.commit, "endpoint": endpoint}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-BLOCK = 1 << 18
+BLOCK = 1 << 16  # what a broken line costs at most
 
 
 def say(event: str, **fields: object) -> None:
