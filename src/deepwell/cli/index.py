@@ -28,7 +28,7 @@ def add(paths: tuple[Path, ...], library: Path | None, as_json: bool) -> int:
 
     with open_library(library, create=True) as lib, showing(as_json) as progress:
         report = lib.add(*paths, progress=progress)
-    return _told(report, as_json)
+    return _told(report, as_json, failures_told=progress is not None)
 
 
 @click.command()
@@ -44,7 +44,7 @@ def sync(dry_run: bool, library: Path | None, as_json: bool) -> int:
 
     with open_library(library) as lib, showing(as_json) as progress:
         report = lib.sync(dry_run=dry_run, progress=progress)
-    return _told(report, as_json)
+    return _told(report, as_json, failures_told=progress is not None)
 
 
 @click.command()
@@ -71,14 +71,15 @@ def status(library: Path | None, as_json: bool) -> None:
     render.status(render.console(), now)
 
 
-def _told(report: AddReport, as_json: bool) -> int:
+def _told(report: AddReport, as_json: bool, *, failures_told: bool = False) -> int:
     if as_json:
         print_json(report)
     else:
         from deepwell.cli import render
 
         out, err = render.console(), render.console(stderr=True)
-        render.failures(err, report.failed)
+        if not failures_told:
+            render.failures(err, report.failed)
         render.failures(err, report.unseen, "unseen")
         render.report(out, report)
         render.notices(out, report.notices)
