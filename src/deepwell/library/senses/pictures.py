@@ -1,0 +1,119 @@
+"""A picture file to pixels: upright, RGB, eight bits, and never larger than memory can bear.
+
+Everything that reads pictures comes through here, so that a photograph held sideways, a palette, sixteen bits, CMYK or
+a transparent background are dealt with once, and so that a damaged or hostile file gives one clear error.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepwell.errors import MissingExtraError, UnreadableFileError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 150_000_000
+"""Larger pictures are refused before they are decoded: 150 million pixels take 450 MB, more than any camera makes."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """The picture, not yet decoded, on its first frame.
+
+    Raises:
+        UnreadableFileError: It is not a picture, damaged, truncated, or would need an absurd amount of memory. What
+            the block raises while it decodes is covered too.
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingExtraError("pictures need Pillow", hint="Run: pip install 'deepwell[images]'") from error
+    if path.stat().st_size == 0:
+        raise UnreadableFileError(f"{path.name} is empty (0 bytes)", hint="Replace it with a whole copy.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of sizes that are checked here
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise UnreadableFileError(
+                        f"{path.name} would unpack to {width} x {height} pixels; the limit is {MAX_PIXELS:,}",
+                        hint="If it is a real picture, save a smaller copy.",
+                    )
+                yield image
+        except UnidentifiedImageError as error:
+            raise UnreadableFileError(
+                f"{path.name} is not a picture this machine can read", hint=_advice(path)
+            ) from error
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise
+            reason = str(error).strip().rstrip(".") or type(error).__name__
+            raise UnreadableFileError(
+                f"{path.name} is damaged or incomplete ({reason})", hint="Replace it with a whole copy."
+            ) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _advice(path: Path) -> str:
+    """What to do about a picture that Pillow does not know."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    if head[4:8] == b"ftyp" and head[8:12] in {b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"}:
+        return "HEIC needs a plug-in: pip install pillow-heif; or save the picture as JPEG."
+    if path.suffix.lower() in {".cr2", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"}:
+        return "Camera raw files are not read; export it as JPEG or PNG."
+    return "Check that the file is what its name says, or save it as JPEG or PNG."
+
+
+def register_heif() -> None:
+    """Teach Pillow HEIC when the pillow-heif package is installed; do nothing otherwise."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+def load_rgb(path: Path, *, near: int | None = None) -> Image:
+    """A picture file's first frame as an upright RGB image.
+
+    With ``near``, JPEGs are decoded at the smallest scale whose short side is at least twice that, which is several times
+    quicker for photographs.
+
+    Raises:
+        UnreadableFileError: See ``opened``.
+    """
+    with opened(path) as image:
+        if near is not None:
+            image.draft("RGB", (near * 2, near * 2))
+        return to_rgb(image)
+
+
+def to_rgb(image: Image) -> Image:
+    """Upright (as its EXIF says) and RGB; sixteen bits are scaled to eight; what is transparent becomes white."""
+    from PIL import Image as Images
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        import numpy as np
+
+        values = np.asarray(image, dtype=np.float32)
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        scale = 255.0 / (high - low) if high > low else 0.0
+        eight_bits = (np.nan_to_num(values, nan=low) - low) * scale
+        return Images.fromarray(eight_bits.astype(np.uint8)).convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Images.new("RGBA", image.size, "white")
+        return Images.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
