@@ -167,7 +167,7 @@ def _sources(info: ModelInfo, source: str | Path | None) -> tuple[Source, ...]:
 
 def _pull_locked(info: ModelInfo, work: Path, sources: tuple[Source, ...], progress: Progress) -> Manifest:
     staging = work / "staging"
-    failures: list[tuple[Source, ModelSourceError]] = []
+    failures: list[ModelSourceError] = []
     for source in sources:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -179,7 +179,7 @@ def _pull_locked(info: ModelInfo, work: Path, sources: tuple[Source, ...], progr
             shutil.rmtree(staging, ignore_errors=True)
             raise
         except ModelSourceError as error:
-            failures.append((source, error))
+            failures.append(error)
             continue
         shelf.write_manifest(staging, record, info)
         place = models_folder() / info.name
@@ -219,15 +219,15 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _no_source(info: ModelInfo, failures: list[tuple[Source, ModelSourceError]]) -> DeepwellError:
+def _no_source(info: ModelInfo, failures: list[ModelSourceError]) -> DeepwellError:
     if not failures:
         return ModelSourceError(
             f"the catalogue names no source for '{info.name}'", hint=f"deepwell models pull {info.name} --from FOLDER"
         )
-    first = failures[0][1]
+    first = failures[0]
     if len(failures) == 1:
         return ModelSourceError(f"'{info.name}' was not pulled: {first.message}", hint=first.hint)
-    reasons = "".join(f"\n  - {source}: {error.message}" for source, error in failures)
+    reasons = "".join(f"\n  - {error.message}" for error in failures)
     return ModelSourceError(f"'{info.name}' was not pulled, none of its sources worked:{reasons}", hint=first.hint)
 
 

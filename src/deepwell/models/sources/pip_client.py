@@ -12,7 +12,9 @@ same ones that pip-tools has stood on for years. It imports nothing of Deepwell,
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -41,7 +43,8 @@ def main() -> int:
         with command.main_context():
             session = command.get_default_session(options)
             finder = command._build_package_finder(options=options, session=session, ignore_requires_python=True)
-            link = find(finder, package, version, sha256)
+            troubles = listen()
+            link = find(finder, package, version, sha256, troubles)
             if link is None:
                 return 1
             return read(session, link, Path(part))
@@ -61,7 +64,24 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def find(finder: Any, package: str, version: str, sha256: str) -> Any:
+def listen() -> list[str]:
+    """What pip logs of indexes that it cannot read: it tells nobody else, and an index down looks like an empty one."""
+    troubles: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text.startswith("Could not fetch URL") and "404" not in text:
+                troubles.append(re.sub(r"^Could not fetch URL |\s*- skipping$", "", text))
+
+    logger = logging.getLogger("pip._internal.index.collector")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(Listener())
+    logger.propagate = False
+    return troubles
+
+
+def find(finder: Any, package: str, version: str, sha256: str, troubles: list[str]) -> Any:
     """The address of the wheel, on any of the machine's indexes; the one with the right hash when several have it."""
     from pip._vendor.packaging.version import Version
 
@@ -70,8 +90,8 @@ def find(finder: Any, package: str, version: str, sha256: str) -> Any:
     if not links:
         have = sorted({one.version for one in found}, reverse=True)
         known = f"; it has {', '.join(map(str, have[:5]))}" if have else ", nor any other version of it"
-        offline = "the index may be out of reach: check the network and pip's settings (pip config list)"
-        say("error", message=f"it has no wheel of {package} {version}{known}", hint="" if have else offline)
+        message = f"it cannot be read: {troubles[-1]}" if troubles else f"it has no wheel of {package} {version}{known}"
+        say("error", message=message, hint="")
         return None
     right = [link for link in links if link.hash_name == "sha256" and link.hash == sha256]
     unknown = [link for link in links if link.hash_name != "sha256"]
