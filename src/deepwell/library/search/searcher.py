@@ -1,0 +1,373 @@
+"""One search, from a query to results: understand, retrieve, complete, fuse, look again, arrange.
+
+    text ──> words arm ────┐
+      └────> meaning arm ──┼─> candidates, each scored by every arm ─> fused ─┐
+    picture > likeness arm ┘        ^                                         │ the first results
+                                    └──── moved vector, more terms <──────────┘ become examples
+
+``Searcher`` keeps encoders and an index of words loaded, so it answers many queries fast, and may be asked from
+several threads at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepwell.errors import DeepwellError
+from deepwell.library.protocols import ImageEncoder, Senses, TextEncoder
+from deepwell.library.records import Filters, Kind, Query, Results
+from deepwell.library.search import feedback, fuse
+from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm, best
+from deepwell.library.search.arrange import Scored, arrange
+from deepwell.library.search.pool import index_pool
+from deepwell.library.search.resident import MODALITIES, Resident
+from deepwell.library.search.understand import Intent, normal, understand
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deepwell.library.search.wordindex import WordIndex
+    from deepwell.library.store import Scope, Store
+
+TEXT, IMAGE = "text", "image"
+_LITERAL_BONUS = 1.0
+_LITERALS_CHECKED = 30
+
+
+@dataclass
+class _Pool:
+    """Candidates of one search as rows of arrays."""
+
+    ids: list[str]
+    modality: NDArray[np.int8]
+    raw: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        return {passage_id: row for row, passage_id in enumerate(self.ids)}
+
+
+class Searcher:
+    """Answers queries over a store.
+
+    Args:
+        store: Where passages and vectors are.
+        text_encoder: Opens the encoder of space ``text``; called once, at the first query that needs it. May raise a
+            ``DeepwellError`` (model not pulled): the search then goes by words and says so. None: no encoder.
+        image_encoder: The same for space ``image``.
+        senses: For recordings given as a query.
+        feedback: Take the first results as examples and look again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        text_encoder: Callable[[], TextEncoder] | None = None,
+        image_encoder: Callable[[], ImageEncoder] | None = None,
+        senses: Senses | None = None,
+        *,
+        feedback: bool = True,
+    ) -> None:
+        self._store = store
+        self._openers: dict[str, Callable[[], TextEncoder | ImageEncoder] | None] = {
+            TEXT: text_encoder,
+            IMAGE: image_encoder,
+        }
+        self._encoders: dict[str, TextEncoder | ImageEncoder] = {}
+        self._opening = Lock()
+        self._senses = senses
+        self._feedback = feedback
+        self._resident = Resident(store)
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="deepwell-search")
+
+    def warm(self) -> None:
+        """Load encoders and build the word index now, for a process that is about to answer many queries."""
+        for space in (TEXT, IMAGE):
+            self._encoder(space, [])
+        self._resident.build()
+
+    def close(self) -> None:
+        """Let background work end. The searcher cannot be used afterwards."""
+        self._threads.shutdown(wait=True)
+        self._resident.close()
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def search(self, query: Query) -> Results:
+        """The passages that fit the query best.
+
+        Raises:
+            DeepwellError: A picture or recording given as the query cannot be read, or nothing is here to read it.
+        """
+        started = time.perf_counter()
+        notices: list[str] = []
+        scope = self._store.scope(query.filters)
+        hits: tuple[Scored, ...] = ()
+        if scope is None or scope.contents:
+            hits = self._search(query, scope, notices)
+        found = arrange(self._store, hits, query, scope)
+        took = (time.perf_counter() - started) * 1000
+        return Results(query, found, took, tuple(dict.fromkeys(notices)))
+
+    # -- the steps -------------------------------------------------------------------------------------------------
+
+    def _search(self, query: Query, scope: Scope | None, notices: list[str]) -> tuple[Scored, ...]:
+        said, heard = self._listen(query, notices)
+        text = " ".join(part for part in (query.text or "", said) if part.strip())
+        intent = understand(text)
+        depth = max(DEPTH, 3 * query.limit)
+        index = self._resident.words()
+        words = self._words_arm(intent, index, scope)
+        pending = self._threads.submit(words.retrieve, self._store, depth, scope) if words else None
+        arms = self._vector_arms(query, text, heard, scope, notices)
+        for arm in arms:
+            arm.retrieve(self._store, depth)
+        if pending is not None:
+            pending.result()
+        pool = self._pool([*(dict.fromkeys(words.found) if words else ()), *(i for arm in arms for i in arm.found)])
+        if not pool.ids:
+            return ()
+        if words:
+            self._complete_words(words, pool)
+        self._score(pool, words, arms, intent)
+        if self._feedback and len(pool.ids) > 1 and intent.text:
+            pool = self._look_again(pool, words, arms, intent, depth)
+        return self._ranked(pool, depth)
+
+    def _words_arm(self, intent: Intent, index: WordIndex | None, scope: Scope | None) -> WordsArm | None:
+        if not intent.terms:
+            return None
+        allowed = self._resident.mask(index, scope) if index is not None and scope is not None else None
+        return WordsArm(intent.terms, intent.match_text, index, allowed)
+
+    def _vector_arms(
+        self, query: Query, text: str, heard: Sequence[tuple[str, float]], scope: Scope | None, notices: list[str]
+    ) -> list[VectorArm]:
+        arms = []
+        if text.strip() and (encoder := self._encoder(TEXT, notices)) and isinstance(encoder, TextEncoder):
+            scopes = self._scopes(query.filters, scope)
+            arms.append(VectorArm("meaning", TEXT, encoder.encode([text], query=True)[0], scopes=scopes))
+        if heard and (encoder := self._encoder(TEXT, notices)) and isinstance(encoder, TextEncoder):
+            vectors = encoder.encode([name for name, _ in heard])
+            mean = np.asarray([score for _, score in heard], np.float32) @ vectors
+            arms.append(VectorArm("sound", TEXT, mean / max(float(np.linalg.norm(mean)), 1e-9)))
+        if (
+            query.image is not None
+            and (pictures := self._encoder(IMAGE, notices))
+            and isinstance(pictures, ImageEncoder)
+        ):
+            vector = pictures.encode_images([query.image])[0]
+            arms.append(VectorArm("likeness", IMAGE, vector, scopes=(scope,)))
+        if text.strip() and self._store.active_encoder(IMAGE) is not None and self._openers[IMAGE] is not None:
+            both = self._encoder(IMAGE, [])
+            if isinstance(both, TextEncoder):
+                arms.append(VectorArm("sight", IMAGE, both.encode([text], query=True)[0], scopes=(scope,)))
+        for arm in arms:
+            if arm.name == "sound":
+                arm.scopes = (scope,)
+        self._tell_progress(notices, {arm.space for arm in arms})
+        return arms
+
+    def _scopes(self, filters: Filters, scope: Scope | None) -> tuple[Scope | None, ...]:
+        """The whole scope, and pictures and sounds by themselves where the library has them among other things."""
+        census = self._resident.census()
+        scopes: list[Scope | None] = [scope]
+        if not census.count(0):
+            return tuple(scopes)
+        for number, name in enumerate(MODALITIES):
+            if number and census.count(number) and (not filters.kinds or name in filters.kinds):
+                kind: Kind = "image" if name == "image" else "audio"
+                scopes.append(self._store.scope(dataclasses.replace(filters, kinds=(kind,))))
+        return tuple(scopes)
+
+    def _pool(self, ids: Sequence[str]) -> _Pool:
+        census = self._resident.census()
+        unique = [i for i in dict.fromkeys(ids) if i in census.numbers]
+        modality = census.modality[[census.numbers[i] for i in unique]] if unique else np.zeros(0, np.int8)
+        return _Pool(unique, modality)
+
+    def _complete_words(self, words: WordsArm, pool: _Pool) -> None:
+        if words.index is None:
+            texts = {p.passage_id: p.text for p in self._store.passages(pool.ids)}
+            size = len(self._resident.census().ids)
+            ids = [i for i in pool.ids if i in texts]
+            words.index = index_pool(ids, [texts[i] for i in ids], words.terms, words.found, size)
+
+    def _score(self, pool: _Pool, words: WordsArm | None, arms: Sequence[VectorArm], intent: Intent) -> None:
+        """Fill in every arm's score for every candidate, bring them to one scale, and mix them."""
+        weights: dict[str, float] = {}
+        share_of_words = 0.5
+        if words is not None and words.index is not None:
+            index = words.index
+            rows = np.asarray([index.rows.get(i, -1) for i in pool.ids], dtype=np.int64)
+            raw = np.where(rows >= 0, index.scores(words.terms)[rows], 0.0).astype(np.float32)
+            pool.raw["words"] = raw
+            if raw.max(initial=0.0) > 0:
+                known = [(w, index.rarity(t)) for t, w in words.terms.items() if len(index.holds(t))]
+                surprised = fuse.surprise(float(raw.max()), [w for w, _ in known], [i for _, i in known])
+                share_of_words = fuse.words_weight(surprised, len(self._resident.census().ids))
+                # A word absent is a score of nothing, also when every candidate holds one.
+                pool.shares["words"] = raw / raw.max()
+                weights["words"] = share_of_words
+        for arm in arms:
+            vectors = self._store.vectors(arm.space, pool.ids)
+            raw = (vectors @ arm.vector).astype(np.float32) if vectors.shape[1] == len(arm.vector) else _nothing(pool)
+            pool.raw[arm.name] = raw
+            if np.isfinite(raw).any():
+                pool.shares[arm.name] = fuse.spread_out(self._calibrated(raw, arm, pool))
+                weights[arm.name] = arm.weight * (1 - share_of_words)
+        if not pool.shares:
+            pool.score = np.zeros(len(pool.ids), np.float32)
+            return
+        pool.score = fuse.weighted(self._imputed(pool), weights)
+        self._lift_literals(pool, intent)
+
+    def _calibrated(self, raw: NDArray[np.float32], arm: VectorArm, pool: _Pool) -> NDArray[np.float32]:
+        present = np.unique(pool.modality[np.isfinite(raw)])
+        if len(present) < 2:
+            return raw
+        background = {}
+        for modality in present:
+            sample = self._resident.background(arm.space, int(modality))
+            if len(sample) >= 8:
+                company = sample @ arm.vector
+                background[int(modality)] = (float(company.mean()), float(company.std()))
+        return fuse.standardised(raw, pool.modality, background) if len(background) == len(present) else raw
+
+    def _imputed(self, pool: _Pool) -> dict[str, NDArray[np.float32]]:
+        """Shares, where a picture or sound that holds none of the words is given half its meaning's share for them.
+
+        Labels are a handful of class names: that they do not hold a word says little, unlike for a page of text.
+        """
+        shares = dict(pool.shares)
+        if "words" in shares and "meaning" in shares:
+            mute = (pool.modality != 0) & (pool.raw["words"] <= 0)
+            shares["words"] = np.where(mute, 0.5 * np.nan_to_num(shares["meaning"]), shares["words"])
+        return shares
+
+    def _lift_literals(self, pool: _Pool, intent: Intent) -> None:
+        """Put passages that hold a quoted phrase or a name letter for letter before those that do not."""
+        if not intent.literals or "words" not in pool.raw:
+            return
+        order = np.argsort(-pool.raw["words"], kind="stable")[:_LITERALS_CHECKED]
+        rows = [row for row in order if pool.raw["words"][row] > 0]
+        texts = {p.passage_id: normal(p.text) for p in self._store.passages([pool.ids[row] for row in rows])}
+        for row in rows:
+            text = texts.get(pool.ids[row], "")
+            held = sum(literal in text for literal in intent.literals) / len(intent.literals)
+            pool.score[row] += _LITERAL_BONUS * held
+        pool.score /= max(float(pool.score.max()), 1.0)
+
+    def _look_again(
+        self, pool: _Pool, words: WordsArm | None, arms: list[VectorArm], intent: Intent, depth: int
+    ) -> _Pool:
+        order = np.argsort(-pool.score, kind="stable")
+        more: list[str] = []
+        meaning = next((arm for arm in arms if arm.name == "meaning"), None)
+        if meaning is not None:
+            first = order[: feedback.EXAMPLES]
+            examples = self._store.vectors(TEXT, [pool.ids[row] for row in first])
+            meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first])
+            found = dict(meaning.found)
+            meaning.retrieve(self._store, depth)
+            more += [i for i in meaning.found if i not in found]
+        if words is not None and words.index is not None:
+            first = order[: feedback.TERM_EXAMPLES]
+            rows = np.asarray([words.index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
+            here = rows >= 0
+            words.terms = feedback.expanded_terms(words.index, words.terms, rows[here], pool.score[first][here])
+            if words.match_text and len(words.index) == len(self._resident.census().ids):
+                more += best(words.index, words.terms, depth, words.allowed)
+        wider = self._pool([*pool.ids, *more]) if more else pool
+        if wider is not pool and words is not None and words.index is not None:
+            self._index_more(words, wider, intent)
+        self._score(wider, words, arms, intent)
+        return wider
+
+    def _index_more(self, words: WordsArm, pool: _Pool, intent: Intent) -> None:
+        """Count passages that joined the candidates, when the index holds candidates only."""
+        assert words.index is not None
+        missing = [i for i in pool.ids if i not in words.index.rows]
+        if missing:
+            terms = words.terms
+            words.terms, words.index = intent.terms, None
+            self._complete_words(words, pool)
+            words.terms = terms
+
+    def _ranked(self, pool: _Pool, limit: int) -> tuple[Scored, ...]:
+        order = np.argsort(-pool.score, kind="stable")
+        return tuple(
+            Scored(
+                pool.ids[row],
+                float(pool.score[row]),
+                {name: float(share[row]) for name, share in pool.shares.items() if share[row] > 0},
+                {name: float(raw[row]) for name, raw in pool.raw.items() if np.isfinite(raw[row])},
+            )
+            for row in order[:limit]
+        )
+
+    # -- what is at hand -------------------------------------------------------------------------------------------
+
+    def _encoder(self, space: str, notices: list[str]) -> TextEncoder | ImageEncoder | None:
+        opener = self._openers[space]
+        if opener is None:
+            return None
+        encoder = self._encoders.get(space)
+        if encoder is None:
+            with self._opening:
+                encoder = self._encoders.get(space)
+                if encoder is None:
+                    try:
+                        encoder = self._encoders[space] = opener()
+                    except DeepwellError as error:
+                        notices.append(f"words only: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+                        return None
+        return encoder
+
+    def _tell_progress(self, notices: list[str], spaces: set[str]) -> None:
+        for space in self._store.spaces():
+            if space.active and space.space in spaces and space.done < space.total:
+                waiting = f"{space.total - space.done} of {space.total} passages"
+                notices.append(f"vectors for {waiting} are still to come ({space.space})")
+
+    def _listen(self, query: Query, notices: list[str]) -> tuple[str, list[tuple[str, float]]]:
+        """What is said in a recording given as the query, and what else is heard in it."""
+        if query.audio is None or self._senses is None:
+            return "", []
+        said, heard, failure = "", [], None
+        try:
+            said = " ".join(u.text for u in self._senses.transcribe(query.audio).utterances).strip()
+        except DeepwellError as error:
+            failure = error
+        try:
+            tags = [label for tag in self._senses.sounds(query.audio) for label in tag.labels]
+            totals: dict[str, float] = {}
+            for label in tags:
+                totals[label.name] = totals.get(label.name, 0.0) + label.score
+            heard = sorted(totals.items(), key=lambda pair: -pair[1])[:5]
+        except DeepwellError as error:
+            if failure is not None:
+                raise failure from error
+            notices.append(f"sounds other than speech were not compared: {error.message}")
+        if failure is not None:
+            notices.append(f"speech in the recording was not understood: {failure.message}; {failure.hint}")
+        return said, heard
+
+
+def _nothing(pool: _Pool) -> NDArray[np.float32]:
+    return np.full(len(pool.ids), np.nan, dtype=np.float32)
