@@ -22,9 +22,10 @@ import zipfile
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import make_pages
 import numpy as np
 from PIL import Image
+
+import make_pages
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "sources"

@@ -35,6 +35,10 @@ COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads our output any more. Not an ``OSError``, which click would turn into exit code 1."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is used."""
 
@@ -52,6 +56,15 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a broken pipe is told apart from every other error."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``, from the table above, so that no command is imported for it."""
@@ -87,16 +100,15 @@ def run(args: Sequence[str] | None = None) -> int:
     as_json = "--json" in options
     try:
         code = cli.main(arguments, prog_name="deepwell", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _fail("bad-usage", error.format_message(), _usage_hint(error), error.exit_code, as_json)
     except DeepwellError as error:
         return _fail(error.code, error.message, error.hint, error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nStopped.", err=True)
+        click.echo("Stopped.", err=True)  # click has ended the line that ^C stands on
         return 130
-    except BrokenPipeError:
+    except (_ReaderGoneError, BrokenPipeError):
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
