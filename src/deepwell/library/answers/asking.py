@@ -96,9 +96,8 @@ def ask_stream(
 ) -> Iterator[Delta | Answer]:
     """As ``ask``, giving deltas while they come and the ``Answer`` last.
 
-    Args:
-        draft: Stream the model's own words as they are written, unchecked. The answer at the end replaces them. Without
-            it, text is streamed once, when checked; reasoning is always streamed at once.
+    With ``draft`` the model's own words are streamed as they are written, unchecked; the answer at the end replaces
+    them. Without it, text is streamed once, when it has been checked. Reasoning is always streamed at once.
     """
     began = time.perf_counter()
     if not question.strip():

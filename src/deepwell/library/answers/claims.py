@@ -8,8 +8,8 @@ The rule, chosen for someone who will act on the answer: **a sentence is kept on
    supports the claim, if one does; else the marker is dropped and counted.
 3. Every number, address and link in a sentence must stand in a passage that it cites (or in the question). A true quote
    beside an invented figure is the commonest way to be wrong with a citation.
-4. A sentence left without a citation gets one when some passage supports it well; else it is taken out, and a notice says
-   how many were. Only "Yes." and "No." may stand alone, before a sentence that is cited.
+4. A sentence left without a citation gets one when some passage supports it well; else it is taken out, and a notice
+   says how many were. Only "Yes." and "No." may stand alone, before a sentence that is cited.
 
 Numbers in the text are then 1, 2, 3 in order of first use, one for each quote.
 """

@@ -37,61 +37,63 @@ _PERSON_LOWER = re.compile(
     r"\b(?:mr|mrs|dr|sir|president|professor|king|queen|saint|st|general|chairman|founder|author|director|minister|by)\b",
     re.IGNORECASE,
 )
-_REASON = re.compile(
-    r"\b(?:because|due to|owing to|since|therefore|cause[sd]?|result(?:s|ed)? (?:in|from)|so that|in order to|reason)\b|因为|ため|から",
-    re.IGNORECASE,
+
+
+def _any(words: str, others: str = "") -> re.Pattern[str]:
+    """Any of the patterns in ``words``, as whole words, or of ``others`` anywhere (scripts without spaces)."""
+    whole = "|".join(part.strip() for part in words.split("/"))
+    return re.compile(rf"\b(?:{whole})\b" + (f"|{others}" if others else ""), re.IGNORECASE)
+
+
+_REASON = _any(
+    "because/due to/owing to/since/therefore/cause[sd]?/result(?:s|ed)? (?:in|from)/so that/in order to/reason",
+    "因为|ため|から",
 )
-_MANNER = re.compile(r"\b(?:by|using|via|through|with the help of|by means of|method|process)\b", re.IGNORECASE)
-_DEFINITION = re.compile(
-    r"\b(?:is|are|was|were)\s+(?:an?|the|one)\b|\b(?:refers? to|defined as|known as|called|stands for|means)\b|とは|是指",
-    re.IGNORECASE,
+_MANNER = _any("by/using/via/through/with the help of/by means of/method/process")
+_DEFINITION = _any(
+    "(?:is|are|was|were) (?:an?|the|one)/refers? to/defined as/known as/called/stands for/means", "とは|是指"
 )
 
+_DEFINES = re.compile(
+    r"^\s*what (?:is|are|was|were) (?:an? |the )?[\w-]+(?: [\w-]+){0,2}\s*\??\s*$|\bdefinition of\b|\bdefine\b"
+    r"|\bwhat does .* (?:mean|stand for)\b|とは|什么是",
+    re.IGNORECASE,
+)
 _ASKS: tuple[tuple[AnswerType, re.Pattern[str]], ...] = (
     (
         "number",
-        re.compile(
-            r"\bhow (?:many|much|long|old|tall|high|far|large|big|fast|deep|wide|heavy|often)\b|\bwhat (?:percent|percentage|number|proportion|fraction|amount|age|size|distance|price|cost)\b|\bwieviele?\b|\bwie viele\b|\bcombien\b|\bcuántos?\b|几|多少|いくつ|何人|何個",
-            re.IGNORECASE,
+        _any(
+            "how (?:many|much|long|old|tall|high|far|large|big|fast|deep|wide|heavy|often)/(?:what|which) (?:percent|percentage"
+            "|number|proportion|fraction|amount|age|size|distance|price|cost)/wie ?viele?/combien/cuántos?",
+            "几|多少|いくつ|何人|何個",
         ),
     ),
     (
         "time",
-        re.compile(
-            r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|time|decade|century)\b|\bwann\b|\bquand\b|\bcuándo\b|什么时候|什麼時候|何时|いつ|何年",
-            re.IGNORECASE,
+        _any(
+            "when/(?:what|which) (?:year|date|day|month|time|decade|century)/wann/quand/cuándo",
+            "什么时候|什麼時候|何时|いつ|何年",
         ),
     ),
-    ("person", re.compile(r"\bwho(?:m|se)?\b|\bwer\b|\bquién\b|\bqui\b|谁|誰|だれ", re.IGNORECASE)),
+    ("person", _any("who(?:m|se)?/wer/quién/qui", "谁|誰|だれ")),
     (
         "place",
-        re.compile(
-            r"\bwhere\b|\b(?:what|which) (?:city|country|place|town|state|street|location|region)\b|\bwo\b|\boù\b|\bdónde\b|哪里|哪裡|哪儿|どこ",
-            re.IGNORECASE,
+        _any(
+            "where/(?:what|which) (?:city|country|place|town|state|street|location|region)/wo/où/dónde",
+            "哪里|哪裡|哪儿|どこ",
         ),
     ),
     (
         "reason",
-        re.compile(
-            r"\bwhy\b|\bwhat (?:is|are|was|were) the (?:reasons?|causes?)\b|\bwhat caused?\b|\bwarum\b|\bpourquoi\b|为什么|なぜ",
-            re.IGNORECASE,
-        ),
+        _any("why/what (?:is|are|was|were) the (?:reasons?|causes?)/what caused?/warum/pourquoi", "为什么|なぜ"),
     ),
-    (
-        "definition",
-        re.compile(
-            r"^\s*(?:what|who) (?:is|are|was|were) (?:an? |the )?[\w-]+(?: [\w-]+){0,2}\s*\??\s*$|\bdefinition of\b|\bdefine\b|\bwhat does .* (?:mean|stand for)\b|とは|什么是",
-            re.IGNORECASE,
-        ),
-    ),
-    ("manner", re.compile(r"\bhow\b|\bwie\b|\bcomment\b|\bcómo\b|怎么|どうやって", re.IGNORECASE)),
+    ("definition", _DEFINES),
+    ("manner", _any("how/wie/comment/cómo", "怎么|どうやって")),
 )
 
 
 def answer_type(question: str) -> AnswerType:
     """The kind of answer wanted; ``other`` when the question does not say."""
-    if _ASKS[5][1].search(question) and not re.match(r"\s*who\b", question, re.IGNORECASE):
-        return "definition"
     return next((kind for kind, pattern in _ASKS if pattern.search(question)), "other")
 
 

@@ -1,7 +1,7 @@
 """An answer without a language model: the one to three sentences that answer best, copied word for word.
 
-It satisfies ``ChatModel``, so that ``ask`` treats it like any other model and checks it like any other: its reply has the
-form that ``prompt`` asks for, and is labelled ``extractive`` wherever it is shown.
+It satisfies ``ChatModel``, so that ``ask`` treats and checks it like any other model: its reply has the form that
+``prompt`` asks for, and is labelled ``extractive`` wherever it is shown.
 
 How many sentences: the best one always; another only when it is nearly as good and says something new (maximal marginal
 relevance, Carbonell and Goldstein 1998). They are given in reading order when they come from one passage.

@@ -1,7 +1,7 @@
 """Evidence for a question: the best passages, each once, within what a model can read.
 
-Passages come in search's order. One that repeats most of another (overlapping windows, copies of a file) is left out, and
-so is one that no longer fits; sentences planted to give orders to a machine are taken out of the text a model sees.
+Passages come in search's order. One that repeats most of another (overlapping windows, copies of a file) is left out,
+and so is one that no longer fits; sentences planted to give orders to a machine are taken out of the text a model sees.
 """
 
 from __future__ import annotations

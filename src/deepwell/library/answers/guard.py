@@ -5,8 +5,8 @@ Three lines of defence, of which only the last is certain:
 1. sentences that address an assistant ("ignore previous instructions") are barred: they are not shown to the model, not
    chosen as an answer and cannot be quoted. Patterns catch the common forms only, which is why there is more;
 2. passages are fenced by a delimiter that no document can know, and marks that imitate chat templates are broken up;
-3. whatever a model writes, only sentences that pass ``claims.check`` reach the reader: each has a quote that stands in a
-   passage, and its numbers and addresses stand there too. A model that obeys a planted order is left with nothing to say.
+3. whatever a model writes, only sentences that pass ``claims.check`` reach the reader: each has a quote that stands in
+   a passage, and its numbers and addresses stand there too. A model that obeys a planted order has nothing to say then.
 """
 
 from __future__ import annotations
@@ -15,26 +15,36 @@ import re
 
 from deepwell.library.answers.sentences import Span, split_sentences
 
-_INSTRUCTIONS = (
-    r"(?:instructions?|prompts?|rules?|directions?|directives?|guidelines?|commands?|constraints?|messages?)"
+_ORDERS = r"(?:instructions?|prompts?|rules?|directions?|directives?|guidelines?|commands?|constraints?|messages?)"
+_EARLIER = (
+    r"(?:all|any|the|your|my|these|those|every(?:thing)?|previous|prior|above|earlier|preceding|foregoing|former"
+    r"|system|other)"
 )
-_EARLIER = r"(?:all|any|the|your|my|these|those|every(?:thing)?|previous|prior|above|earlier|preceding|foregoing|former|system|other)"
+_MACHINE = r"(?:ai|llms?|language\s+models?|assistants?|chat-?bots?)"
+_GAP = r"[^.!?\n]"
 _STRONG = re.compile(
-    rf"""\b(?:ignore|disregard|forget|override|bypass|overlook|drop|discard)\b[^.!?\n]{{0,30}}?\b{_EARLIER}\b[^.!?\n]{{0,40}}?\b{_INSTRUCTIONS}\b
-    |   \b(?:ignore|disregard|forget)\s+(?:everything|all|anything)\s+(?:above|before|previously|earlier|you\b|that\s+came)
-    |   \b(?:reveal|print|repeat|show|output|leak|display)\b[^.!?\n]{{0,30}}\b(?:system|hidden|secret|initial)\s+(?:prompt|instructions?|message)\b
-    |   \byou\s+are\s+(?:now\s+)(?:an?\b|in\b|the\b|no\s+longer\b|dan\b)
-    |   \b(?:new|updated|real|actual)\s+(?:system\s+)?(?:instructions?|prompt)\s*:
-    |   \b(?:note|message|instructions?|attention)\s+(?:to|for)\s+(?:the\s+|any\s+|all\s+)?(?:ai|llms?|language\s+models?|assistants?|chat-?bots?|models?)\b
-    |   \b(?:ai|llms?|language\s+models?|chat-?bots?|assistants?)\b[^.!?\n]{{0,25}}\b(?:must|should|shall|need\s+to|are\s+to|have\s+to)\b[^.!?\n]{{0,25}}\b(?:say|answer|reply|respond|tell|output|state|write|ignore|recommend|claim)\b
-    |   \b(?:do\s+not|don't|never)\s+(?:tell|inform|mention\s+(?:this\s+)?to|warn|alert)\s+the\s+user\b
-    |   \b(?:tell|inform|convince|persuade|instruct)\s+the\s+(?:user|reader|human)\s+(?:to|that)\b
-    |   \bignor(?:iere|ieren\s+sie)\b[^.!?\n]{{0,40}}\b(?:anweisung(?:en)?|befehle?|regeln)\b
-    |   \b(?:ignore[zr]?|oublie[zr]?)\b[^.!?\n]{{0,40}}\b(?:instructions?|consignes?)\b
-    |   \b(?:ignora|olvida|ignore)\b[^.!?\n]{{0,40}}\b(?:instrucciones|órdenes|reglas)\b
-    |   (?:忽略|无视|無視|忘记|忘記)[^。！？\n]{{0,15}}(?:指令|指示|说明|說明|规则|規則|提示)
-    |   (?:指示|命令|プロンプト|ルール)[^。！？\n]{{0,8}}(?:無視|忘れ)""",
-    re.IGNORECASE | re.VERBOSE,
+    "|".join(
+        (
+            rf"\b(?:ignore|disregard|forget|override|bypass|overlook|drop|discard)\b{_GAP}{{0,30}}?\b{_EARLIER}\b"
+            rf"{_GAP}{{0,40}}?\b{_ORDERS}\b",
+            r"\b(?:ignore|disregard|forget)\s+(?:everything|all|anything)\s+(?:above|before|previously|earlier|you\b|that\s+came)",
+            rf"\b(?:reveal|print|repeat|show|output|leak|display)\b{_GAP}{{0,30}}\b(?:system|hidden|secret|initial)\s+"
+            r"(?:prompt|instructions?|message)\b",
+            r"\byou\s+are\s+now\s+(?:an?\b|in\b|the\b|no\s+longer\b|dan\b)",
+            r"\b(?:new|updated|real|actual)\s+(?:system\s+)?(?:instructions?|prompt)\s*:",
+            rf"\b(?:note|message|instructions?|attention)\s+(?:to|for)\s+(?:the\s+|any\s+|all\s+)?(?:{_MACHINE}|models?)\b",
+            rf"\b{_MACHINE}\b{_GAP}{{0,25}}\b(?:must|should|shall|need\s+to|are\s+to|have\s+to)\b{_GAP}{{0,25}}"
+            r"\b(?:say|answer|reply|respond|tell|output|state|write|ignore|recommend|claim)\b",
+            r"\b(?:do\s+not|don't|never)\s+(?:tell|inform|mention\s+(?:this\s+)?to|warn|alert)\s+the\s+user\b",
+            r"\b(?:tell|inform|convince|persuade|instruct)\s+the\s+(?:user|reader|human)\s+(?:to|that)\b",
+            rf"\bignor(?:iere|ieren\s+sie)\b{_GAP}{{0,40}}\b(?:anweisung(?:en)?|befehle?|regeln)\b",
+            rf"\b(?:ignore[zr]?|oublie[zr]?)\b{_GAP}{{0,40}}\b(?:instructions?|consignes?)\b",
+            rf"\b(?:ignora|olvida|ignore)\b{_GAP}{{0,40}}\b(?:instrucciones|órdenes|reglas)\b",
+            r"(?:忽略|无视|無視|忘记|忘記)[^。！？\n]{0,15}(?:指令|指示|说明|說明|规则|規則|提示)",
+            r"(?:指示|命令|プロンプト|ルール)[^。！？\n]{0,8}(?:無視|忘れ)",
+        )
+    ),
+    re.IGNORECASE,
 )
 _TEMPLATE = re.compile(
     r"""<[|｜][^<>\n]{1,40}[|｜]>|</?(?:s|bos|eos|start_of_turn|end_of_turn|think|thinking|system|assistant|user|tool_call)>
@@ -48,7 +58,8 @@ _CONTINUES = re.compile(
     re.IGNORECASE,
 )
 _STARTS = re.compile(
-    r"^\W*(?:please\s+)?(?:you\s+(?:must|should|will|shall)\s+)?(?:say|answer|reply|respond|output|print)\s+(?:only|exactly|with|that|in)\b",
+    r"^\W*(?:please\s+)?(?:you\s+(?:must|should|will|shall)\s+)?(?:say|answer|reply|respond|output|print)\s+"
+    r"(?:only|exactly|with|that|in)\b",
     re.IGNORECASE,
 )
 

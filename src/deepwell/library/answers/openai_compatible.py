@@ -1,8 +1,8 @@
 """A language model behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, Ollama, LM Studio or a hosted one.
 
 Only the URL that the user gave is contacted, redirects are not followed, and the key comes from the environment alone:
-``DEEPWELL_API_KEY`` for any URL; ``OPENAI_API_KEY`` only for OpenAI's own servers and for this machine, so that a key is
-never sent to somebody it does not belong to.
+``DEEPWELL_API_KEY`` for any URL; ``OPENAI_API_KEY`` only for OpenAI's own servers and for this machine, so that a key
+is never sent to somebody it does not belong to.
 
 A request that fails before the first word of the reply is repeated, with pauses that double and are spread at random so
 that many clients do not come back together; a server's ``Retry-After`` is honoured. Once words have come, a failure ends
@@ -170,7 +170,7 @@ class OpenAICompatible:
             )
         if 300 <= status < 400:
             return ChatError(
-                f"{self._shown} redirects to {response.headers.get('location', 'another address')}, which is not followed",
+                f"{self._shown} redirects to {response.headers.get('location', 'elsewhere')}, which is not followed",
                 hint="Give the final URL.",
             )
         if status == 429:

@@ -2,8 +2,8 @@
 
 For every sentence:
 
-- ``cover``: which of the question's content words it holds, weighted by how rare each is among the gathered sentences (a
-  word that every passage holds tells nothing); a word of the same family counts in part;
+- ``cover``: which of the question's content words it holds, weighted by how rare each is among the gathered sentences
+  (a word that every passage holds tells nothing); a word of the same family counts in part;
 - ``context``: the same for the sentence with its neighbours, since "It opened in 1932" names its subject one sentence
   earlier;
 - ``passage``: the same for its whole passage, and ``rank``: what search thought of that passage;
@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from deepwell.library.answers import cues
@@ -78,7 +79,7 @@ class Asked:
     def __init__(self, question: str, groups: Sequence[frozenset[str]]) -> None:
         self.terms = tuple(dict.fromkeys(terms(question)))
         in_order = terms(question)
-        self.pairs = frozenset(zip(in_order, in_order[1:], strict=False))
+        self.pairs = frozenset(pairwise(in_order))
         idf = rarity(groups)
         unseen = max(idf.values(), default=1.0)
         self.weights = {term: weight_of(term, idf, unseen) for term in self.terms}
@@ -119,7 +120,7 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
         if i + 1 < len(found) and found[i + 1][0].n == piece.n:
             around |= words[i + 1]
         ordered = in_order[i]
-        pairs = len(asked.pairs & frozenset(zip(ordered, ordered[1:], strict=False)))
+        pairs = len(asked.pairs & frozenset(pairwise(ordered)))
         rows.append(
             {
                 "cover": asked.cover(words[i]),

@@ -7,8 +7,8 @@ Reasoning models mark their thoughts in one of three ways, and servers pass on a
 - only ``</think>``, because the chat template wrote the opening tag into the prompt (DeepSeek-R1's does). Then nothing
   at the start says that this is a thought, so text is held back until a tag or the end of the reply decides.
 
-Tags may be cut anywhere by the chunks of a stream. A thought that is cut off by the token limit has no closing tag and is
-reasoning to its end.
+Tags may be cut anywhere by the chunks of a stream. A thought that is cut off by the token limit has no closing tag and
+is reasoning to its end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from deepwell.library.protocols import Delta
 
 _NAMES = "(?:think|thinking|thought|thoughts|reasoning)"
 _OPEN = re.compile(rf"\s*(?:<{_NAMES}>|\[THINK\])", re.IGNORECASE)
-_CLOSE = re.compile(rf"</{_NAMES}>\s*|\[/THINK\]\s*", re.IGNORECASE)
+_OPEN_INSIDE = re.compile(rf"<{_NAMES}>|\[THINK\]", re.IGNORECASE)
+_CLOSE = re.compile(rf"</{_NAMES}>|\[/THINK\]", re.IGNORECASE)
 _LONGEST_TAG = len("</reasoning>")
 _PARTIAL = re.compile(r"(?:<[/a-z]{0,11}|\[/?[a-z]{0,5})$", re.IGNORECASE)
 
@@ -38,6 +39,7 @@ class ThoughtSplitter:
         self._state: Literal["unsure", "thinking", "answering"] = "unsure"
         self._hold = hold
         self._held = ""
+        self._after_thought = False
 
     def answering(self) -> Iterator[Delta]:
         """The server sends thoughts in a field of their own, so the text is the answer: let go of what was held."""
@@ -57,7 +59,7 @@ class ThoughtSplitter:
     def finish(self) -> Iterator[Delta]:
         """Give what is left when the reply has ended."""
         held, self._held = self._held, ""
-        if held:
+        if held.strip() or (held and self._state != "unsure"):
             yield Delta(reasoning=held) if self._state == "thinking" else Delta(text=held)
 
     def _step(self) -> Iterator[Delta]:
@@ -66,7 +68,7 @@ class ThoughtSplitter:
                 self._state, self._held = "thinking", self._held[opened.end() :]
             elif closed := _CLOSE.search(self._held):
                 thought, self._held = self._held[: closed.start()], self._held[closed.end() :]
-                self._state = "answering"
+                self._state, self._after_thought = "answering", True
                 yield Delta(reasoning=thought)
             elif not self._hold and not _PARTIAL.fullmatch(self._held.lstrip()) and self._held.strip():
                 self._state = "answering"
@@ -77,9 +79,12 @@ class ThoughtSplitter:
                 yield Delta(reasoning=self._held[:end])
             self._held = self._held[closed.end() :] if closed else self._held[end:]
             if closed:
-                self._state = "answering"
+                self._state, self._after_thought = "answering", True
         else:
-            opened = re.search(_OPEN.pattern, self._held, re.IGNORECASE)
+            if self._after_thought:  # blank lines between a thought and its answer belong to neither
+                self._held = self._held.lstrip()
+                self._after_thought = not self._held
+            opened = _OPEN_INSIDE.search(self._held)
             end = opened.start() if opened else self._safe_end()
             if end:
                 yield Delta(text=self._held[:end])

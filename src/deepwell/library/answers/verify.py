@@ -1,8 +1,8 @@
 """Is a quote really there? Word for word, decided by code and never by a model.
 
 Quote and passage are cut into words and marks after Unicode's compatibility normalisation (NFKC), so that white space,
-line breaks, curly or straight quotation marks, kinds of dashes and brackets, letter case and a word hyphenated at a line's
-end make no difference; everything else does. A number is one word with its sign and decimals, so "5" is not found in
+line breaks, curly or straight quotation marks, kinds of dashes and brackets, letter case and a word hyphenated at a
+line's end make no difference; everything else does. A number is one word with its sign and decimals, so "5" is not found in
 "-5" or "5.2". An ellipsis joins parts that must stand in the passage in the same order.
 
 What a verified quote says is always the passage's own characters: the span that matched is cut out of the passage, and
@@ -90,7 +90,7 @@ class Quote:
 def find(quote: str, passage: Passage) -> Quote | None:
     """The quote as it stands in ``passage``, or None when it does not, is too short, or touches a barred span."""
     parts = _parts(quote)
-    words = [token for part in parts for token in part if token.is_word]
+    words = [token for part in parts for token in part if token.text[-1:].isalnum()]
     whole = _trim([t for t in passage.tokens if t.text != _BROKEN])
     is_whole = len(parts) == 1 and [t.text for t in parts[0]] == [t.text for t in whole]
     if not is_whole and not _long_enough(parts, words):
@@ -102,7 +102,10 @@ def find(quote: str, passage: Passage) -> Quote | None:
         if found is None:
             return None
         first, last = found
-        spans.append(Span(passage.tokens[first].start, passage.tokens[last].end))
+        end = passage.tokens[last].end
+        if passage.text[end : end + 1] and passage.text[end] in ".!?。！？":  # a sentence keeps its full stop
+            end += 1
+        spans.append(Span(passage.tokens[first].start, end))
         at = last + 1
     return Quote(passage.n, tuple(spans), " … ".join(span.of(passage.text) for span in spans)) if spans else None
 
@@ -180,8 +183,13 @@ def _tokens(text: str) -> list[Token]:
         end = max(end, offsets[match.end()] if match.end() < len(offsets) else len(text))
         while end > start and text[end - 1].isspace() and kind != "broken":
             end -= 1
-        found.append(Token(value.casefold(), start, end, kind in ("number", "cjk", "word")))
+        found.append(Token(value.casefold(), start, end, kind in ("number", "cjk", "word") or _is_unit(value)))
     return found
+
+
+def _is_unit(mark: str) -> bool:
+    """A currency or per cent sign belongs to its number and is not trimmed away."""
+    return mark in ("%", "°") or unicodedata.category(mark[0]) == "Sc"
 
 
 def _normalise(text: str) -> tuple[str, list[int]]:
