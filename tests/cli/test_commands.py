@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepwell.cli.search import KIND_NAMES
+from deepwell.cli import options
 from deepwell.errors import LibraryBusyError, MissingModelError
 from deepwell.library.records import KINDS, FileChange, FileFailure, to_json
 
@@ -19,7 +19,7 @@ Call = Callable[..., Any]
 
 
 def test_the_kinds_are_those_of_the_records() -> None:
-    assert KIND_NAMES == KINDS
+    assert options.KINDS == KINDS
 
 
 def test_search_passes_every_filter_on(deepwell: Call, library: FakeLibrary, tmp_path: Path) -> None:
@@ -89,8 +89,14 @@ def test_json_of_a_search_has_the_fields_of_a_hit(deepwell: Call, library: FakeL
 
 
 def test_an_answer_comes_with_its_sources(deepwell: Call, library: FakeLibrary) -> None:
-    ran = deepwell("ask", "where", "is", "it?", "--model", "extractive")
-    assert library.calls == [("ask", ("where is it?",), {"model": "extractive"})]
+    ran = deepwell("ask", "where", "is", "it?", "--model", "extractive", "--kind", "audio")
+    assert library.calls == [
+        (
+            "ask",
+            ("where is it?",),
+            {"model": "extractive", "kinds": ("audio",), "path": None, "since": None, "until": None, "where": None},
+        )
+    ]
     assert ran.out.startswith("Behind the barometer [1].\n")
     assert "[1] /files/recordings/moon night.ogg  0:14–0:19" in ran.out
     assert "“the spare key hangs behind the barometer”" in ran.out
@@ -123,7 +129,7 @@ def test_a_dry_run_lists_what_would_be_done(deepwell: Call, library: FakeLibrary
     changes = (FileChange("move", "/b.txt", "/a.txt"), FileChange("remove", "/c.txt"))
     library.report = replace(REPORT, added=0, moved=1, removed=1, dry_run=True, changes=changes)
     ran = deepwell("sync", "--dry-run")
-    assert library.calls == [("sync", (), {"dry_run": True, "progress": None})]
+    assert library.calls == [("sync", (), {"dry_run": True, "retry": False, "progress": None})]
     assert ran.out.splitlines() == ["move    /b.txt  (was /a.txt)", "remove  /c.txt", "would be: 1 moved, 1 removed"]
 
 

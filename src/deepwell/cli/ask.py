@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepwell.cli.options import library_options, open_library, print_json
+from deepwell.cli.options import filter_options, filters_from, library_options, open_library, print_json
 
 if TYPE_CHECKING:
     from deepwell.library.library import Library
-    from deepwell.library.records import Answer
 
 
 @click.command()
 @click.argument("question", nargs=-1, required=True)
-@click.option("--model", help="Who answers: 'extractive', or the name of a model at an OpenAI-compatible server.")
+@click.option("--model", metavar="MODEL", help="Who answers: extractive, openai:MODEL@URL, or a server's URL.")
+@filter_options
 @library_options
-def ask(question: tuple[str, ...], model: str | None, library: Path | None, as_json: bool) -> None:
+def ask(question: tuple[str, ...], model: str | None, library: Path | None, as_json: bool, **filters: Any) -> None:
     """Answer a question from the library, with sources.
 
     Without a language model the best sentences are quoted as they stand. With one (see the guide), every quote that it
     gives is compared word for word with its source, and dropped when it is not there.
     """
     with open_library(library) as lib:
-        words = " ".join(question)
+        words, asked = " ".join(question), {"model": model, **filters_from(filters)}
         if as_json:
-            print_json(lib.ask(words, model=model))
+            print_json(lib.ask(words, **asked))
             return
-        _show(lib, words, model)
+        _show(lib, words, asked)
 
 
-def _show(lib: Library, question: str, model: str | None) -> None:
+def _show(lib: Library, question: str, asked: dict[str, Any]) -> None:
     from deepwell.cli import render
+    from deepwell.library.records import Answer
 
     out = render.console()
     if not out.is_terminal:
-        render.answer(out, lib.ask(question, model=model))
+        render.answer(out, lib.ask(question, **asked))
         return
     given: Answer | None = None
     wrote, thinking = False, False
-    for piece in lib.ask_stream(question, model=model):
-        if hasattr(piece, "citations"):
+    for piece in lib.ask_stream(question, **asked):
+        if isinstance(piece, Answer):
             given = piece
             continue
         if piece.reasoning:

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 PARTLY_DONE = 3
 
+_retry = click.option("--retry", is_flag=True, help="Read files again that failed before, even if unchanged.")
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH...")
+@_retry
 @library_options
-def add(paths: tuple[Path, ...], library: Path | None, as_json: bool) -> int:
+def add(paths: tuple[Path, ...], retry: bool, library: Path | None, as_json: bool) -> int:
     """Read files and folders into the library.
 
     Words can be searched within seconds; vectors (search by meaning) fill in behind. Stop it at any moment: what is
@@ -27,14 +30,15 @@ def add(paths: tuple[Path, ...], library: Path | None, as_json: bool) -> int:
     from deepwell.cli.progress import showing
 
     with open_library(library, create=True) as lib, showing(as_json) as progress:
-        report = lib.add(*paths, progress=progress)
+        report = lib.add(*paths, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@_retry
 @library_options
-def sync(dry_run: bool, library: Path | None, as_json: bool) -> int:
+def sync(dry_run: bool, retry: bool, library: Path | None, as_json: bool) -> int:
     """Bring the library up to date with the folders that were added.
 
     New and changed files are read, moved ones keep what was computed for them, and a file is forgotten only when its
@@ -43,7 +47,7 @@ def sync(dry_run: bool, library: Path | None, as_json: bool) -> int:
     from deepwell.cli.progress import showing
 
     with open_library(library) as lib, showing(as_json) as progress:
-        report = lib.sync(dry_run=dry_run, progress=progress)
+        report = lib.sync(dry_run=dry_run, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 
 

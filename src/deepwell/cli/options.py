@@ -1,4 +1,4 @@
-"""What commands share: which library is meant, how it is opened, and ``--json``."""
+"""What commands share: which library is meant, how it is opened, which documents may answer, and ``--json``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deepwell.cli.times import parse_span
+
 if TYPE_CHECKING:
     from deepwell.library.library import Library
+
+KINDS = ("text", "code", "web", "pdf", "document", "slides", "table", "book", "email", "image", "audio")
+"""``records.KINDS``, written out here so that reading a command line imports no library; a test compares them."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +32,35 @@ def library_options(command: F) -> F:
     """Add ``--library`` and ``--json``; both may stand after the command's name, where people write them."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON: the same fields as in Python.")(command)
     return click.option("--library", type=click.Path(path_type=Path), help="The library's folder.")(command)
+
+
+def filter_options(command: F) -> F:
+    """Add the options that say which documents may answer; ``filters_from`` turns them into arguments."""
+    for option in reversed(
+        [
+            click.option(
+                "--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only this kind; repeatable."
+            ),
+            click.option("--path", metavar="GLOB", help="Only there: a folder, or a pattern like '*/reports/*.pdf'."),
+            click.option("--since", metavar="WHEN", help="Only from then on: 2024-03-09, 'last month', '2 weeks ago'."),
+            click.option("--until", metavar="WHEN", help="Only until then, that day, month or year included."),
+            click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only with this metadata; repeatable."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def filters_from(given: dict[str, Any]) -> dict[str, Any]:
+    """What ``filter_options`` parsed, as arguments of ``Library.search`` and ``Library.ask``."""
+    since, until = given["since"], given["until"]
+    return {
+        "kinds": given["kinds"] or None,
+        "path": given["path"],
+        "since": parse_span(since)[0] if since else None,
+        "until": parse_span(until)[1] if until else None,
+        "where": _parse_where(given["where"]) or None,
+    }
 
 
 def open_library(library: Path | None, *, create: bool = False) -> Library:
@@ -49,7 +83,7 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(to_json(value), ensure_ascii=False, indent=2))
 
 
-def parse_where(pairs: tuple[str, ...]) -> dict[str, str]:
+def _parse_where(pairs: tuple[str, ...]) -> dict[str, str]:
     """``("author=Ann",)`` to ``{"author": "Ann"}``; a value may hold further equals signs."""
     where = {}
     for pair in pairs:
