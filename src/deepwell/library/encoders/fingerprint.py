@@ -1,16 +1,16 @@
 """A short name for "these vectors": it changes whenever the vectors of the same text would.
 
-A library keeps the fingerprint beside each vector column and re-embeds when the encoder's differs. It covers the weights,
-the tokenizer, and the recipe around the network (pooling, prompts, longest input, normalisation, dimension).
+A library keeps the fingerprint beside each vector column and re-embeds when the encoder's differs. It covers the
+weights, the tokenizer, and the recipe around the network (pooling, prompts, longest input, normalisation, dimension).
 
-What is left out, and why: precision and executor. float32 in numpy, float32 in torch and bfloat16 in torch give vectors
-whose cosine is above 0.999 (``benchmarks/encoding.py`` prints it); re-embedding a library because it moved to another
-processor would cost hours and change no result. Paths and file times are left out, so the same model in another place is
-the same model.
+What is left out, and why: precision and executor. float32 in numpy, float32 in torch and bfloat16 in torch give
+vectors whose cosine is above 0.999 (``benchmarks/encoding.py`` prints it); re-embedding a library because it moved to
+another processor would cost hours and change no result. Paths and file times are left out, so the same model in another
+place is the same model.
 
-Weights are not read whole: 90 MB take 0.1 s even from memory, and the fingerprint is needed by every command. The hash
-covers the size, the first 64 KiB (in a safetensors file: names, shapes and places of all tensors) and 64 blocks of 1 KiB
-spread evenly. Any training step, conversion or quantisation changes nearly every block.
+Weights are not read whole: 90 MB take 0.1 s even from memory, and the fingerprint is needed by every command. The
+hash covers the size, the first 64 KiB (in a safetensors file: names, shapes and places of all tensors) and 64 blocks of
+1 KiB spread evenly. Any training step, conversion or quantisation changes nearly every block.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 ModernBERT (granite-embedding-small-english-r2), EmbeddingGemma 1 (Gemma 3 made bidirectional, two dense layers after
 pooling) and EmbeddingGemma 2 (its own architecture; of its towers only the text one is loaded, 270 of 740 million
-parameters), and any other checkpoint that transformers' ``AutoModel`` knows. transformers computes token states; pooling,
-dense layers and prompts follow the files of sentence-transformers (``recipe``), whose package is not needed.
+parameters), and any other checkpoint that transformers' ``AutoModel`` knows. transformers computes token states;
+pooling, dense layers and prompts follow the files of sentence-transformers (``recipe``), whose package is not needed.
 
 Nothing is downloaded and no code from a checkpoint's folder is ever run.
 """

@@ -24,6 +24,7 @@ def open_text(name_or_path: str | Path, *, dim: int | None = None) -> TextEncode
     """The text encoder of that name, folder or ``openai:MODEL@BASE_URL``.
 
     Args:
+        name_or_path: As in ``deepwell models list``, or a checkpoint's folder.
         dim: Keep only this many leading numbers of each vector; for models trained for it (EmbeddingGemma).
 
     Raises:

@@ -1,8 +1,8 @@
 """Sequences of unequal length to batches without padding.
 
-A padded batch computes on padding; even sorted by length, short texts waste a tenth. Here a batch is one matrix of all
-its tokens, one after another: linear layers and norms never needed to know where a text ends. Only attention does, and it
-runs once for each run of equally long sequences, which sorting puts side by side.
+A padded batch computes on padding. Here a batch is one matrix of all its tokens, one after another: linear layers and
+norms never needed to know where a text ends. Only attention does, and it runs once for each run of equally long
+sequences, which sorting puts side by side.
 """
 
 from __future__ import annotations

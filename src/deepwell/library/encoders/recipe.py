@@ -1,7 +1,7 @@
 """How a checkpoint turns token states into a vector: pooling, prompts, longest input, normalisation.
 
-Sentence encoders publish this beside their weights in the files of sentence-transformers. We read those files, so that a
-folder from a model hub gives the vectors its authors measured:
+Sentence encoders publish this beside their weights in the files of sentence-transformers. We read those files, so that
+a folder from a model hub gives the vectors its authors measured:
 
     modules.json                      the steps in order, each with its folder
     sentence_bert_config.json         max_seq_length
@@ -32,7 +32,7 @@ _PASSAGE_NAMES = ("document", "passage", "Retrieval-document", "search_document"
 
 @dataclass(frozen=True, slots=True)
 class DenseStep:
-    """A linear layer after pooling; its weights are ``folder/model.safetensors`` (``linear.weight``, ``linear.bias``)."""
+    """A linear layer after pooling: ``linear.weight`` and ``linear.bias`` of ``folder/model.safetensors``."""
 
     folder: str
     activation: Literal["identity", "tanh", "relu", "gelu"]

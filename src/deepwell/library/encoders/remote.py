@@ -4,8 +4,8 @@ Texts leave the machine only when a person names such an encoder; nothing falls 
 
     openai:MODEL@BASE_URL          openai:nomic-embed-text@http://localhost:11434/v1
 
-The key, where one is needed, is read from ``DEEPWELL_EMBEDDINGS_KEY``, else ``OPENAI_API_KEY``; it is in no name, file or
-message. A server says nothing of its weights, so the fingerprint covers address, model and dimension: a server that
+The key, where one is needed, is read from ``DEEPWELL_EMBEDDINGS_KEY``, else ``OPENAI_API_KEY``; it is in no name, file
+or message. A server says nothing of its weights, so the fingerprint covers address, model and dimension: a server that
 changes its weights under the same name changes vectors without notice.
 """
 
@@ -41,7 +41,7 @@ class RemoteEncoderError(DeepwellError):
 
 
 class RemoteEncoder:
-    """A ``TextEncoder`` behind HTTP. Thread-safe. ``dim`` is asked of the server once, unless given.
+    """A ``TextEncoder`` behind HTTP. Thread-safe. Making one asks the server for its dimension, unless that is given.
 
     Args:
         model: As the server calls it.
@@ -58,11 +58,13 @@ class RemoteEncoder:
         self._model = model
         self._url = base_url.rstrip("/") + "/embeddings"
         self._asked = dim
-        self._dim = dim
         self._key = key if key is not None else _key()
         self._wait = wait_s
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
+        self.dim = dim or self._request(["dimension"]).shape[1]
+        told = f"{self._model}\n{self._url}\n{self.dim}"
+        self.fingerprint = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
     @classmethod
     def named(cls, name: str, *, dim: int | None = None) -> RemoteEncoder:
@@ -75,20 +77,7 @@ class RemoteEncoder:
             )
         return cls(model, url, dim=dim)
 
-    @property
-    def dim(self) -> int:
-        """Numbers in a vector; the first use asks the server."""
-        if self._dim is None:
-            self._dim = self._request(["dimension"]).shape[1]
-        return self._dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Over model, address and dimension; see the module's text for what that cannot see."""
-        told = f"{self._model}\n{self._url}\n{self.dim}"
-        return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
-
-    def encode(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:  # noqa: ARG002
         """Unit vectors [N, dim]. ``query`` changes nothing: prompts are the server's matter.
 
         Raises ``RemoteEncoderError`` when the server cannot be reached or refuses after several attempts.

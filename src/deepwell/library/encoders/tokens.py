@@ -1,7 +1,7 @@
 """Texts to token ids, with the Rust tokenizer that the checkpoint carries.
 
-``tokenizer.json`` often stores the padding and truncation of its training run (MiniLM's: 128 tokens, always padded). Both
-are set anew: no padding, since sequences are packed, and truncation at the recipe's length.
+``tokenizer.json`` often stores the padding and truncation of its training run (MiniLM's: 128 tokens, always padded).
+Both are set anew: no padding, since sequences are packed, and truncation at the recipe's length.
 """
 
 from __future__ import annotations

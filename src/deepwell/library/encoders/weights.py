@@ -87,7 +87,7 @@ class Weights(Mapping[str, NDArray[Any]]):
         """Whether the tensor holds numbers of a network, and not indices."""
         return self._spans[name][0] in ("F32", "F16", "BF16", "F64")
 
-    def rows(self, name: str, indices: NDArray[np.intp]) -> NDArray[np.float32]:
+    def rows(self, name: str, indices: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Some rows of a table [rows, dim] as float32; the rest of it is not read."""
         kind, shape, begin = self._spans[name]
         table = np.frombuffer(self._map, np.dtype(_DTYPES[kind]), math.prod(shape), begin).reshape(shape)[indices]

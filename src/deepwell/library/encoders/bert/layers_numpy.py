@@ -100,12 +100,14 @@ def pool(states: Array, batch: Batch, pooling: Pooling) -> Array:
     if pooling == "last":
         return states[batch.starts + lengths - 1]
     if pooling == "max":
-        return np.maximum.reduceat(states, batch.starts, axis=0)
-    return np.add.reduceat(states, batch.starts, axis=0) / lengths[:, None].astype(np.float32)
+        return np.asarray(np.maximum.reduceat(states, batch.starts, axis=0), np.float32)
+    means: Array = np.add.reduceat(states, batch.starts, axis=0)
+    means /= lengths[:, None].astype(np.float32)
+    return means
 
 
 def erf(x: Array) -> Array:
-    """The error function, within 5e-7 in float32 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26)."""
+    """The error function, within 5e-7 in float32 (Abramowitz and Stegun, Mathematical Functions, 7.1.26)."""
     size = np.abs(x)
     t = np.float32(1) / (np.float32(0.3275911) * size + np.float32(1))
     series = np.full_like(t, 1.061405429)
@@ -117,7 +119,8 @@ def erf(x: Array) -> Array:
     np.negative(size, out=size)
     np.exp(size, out=size)
     size *= series
-    return np.copysign(np.float32(1) - size, x)
+    result: Array = np.copysign(np.float32(1) - size, x)
+    return result
 
 
 def gelu_(x: Array) -> None:

@@ -2,10 +2,11 @@
 
 What makes it faster than a padded batch through transformers:
 
-- no padding (``packing``): linear layers see one matrix of all tokens, attention runs once for each run of equal lengths;
+- no padding (``packing``): linear layers see one matrix of all tokens, attention runs once for each run of equally
+  long texts;
 - query, key and value are one matrix product;
-- batches of about ``TOKEN_BUDGET`` tokens, so that activations (6 MB for the widest) stay in the cache, in buffers that
-  live for the whole call: fresh 25 MB tensors cost more in page faults than the arithmetic on them;
+- batches of about 2,048 tokens, whose widest activations (12 MB) the allocator gives back at once: fresh 50 MB tensors
+  cost more in page faults than the arithmetic on them;
 - bfloat16 where the processor multiplies it in hardware (see ``precision``), six times the rate of float32. Norms, the
   residual stream's sums and pooling then still round to bfloat16 between layers; ``benchmarks/encoding.py`` prints what
   that does to vectors and to retrieval.
@@ -25,8 +26,6 @@ from deepwell.library.encoders.bert.config import BertConfig
 from deepwell.library.encoders.packing import Batch
 from deepwell.library.encoders.recipe import Pooling
 from deepwell.library.encoders.weights import Weights
-
-TOKEN_BUDGET = 2048
 
 
 def precision() -> torch.dtype:
