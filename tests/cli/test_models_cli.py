@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -6,8 +7,9 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from deepwell.cli.models import ModelName, models, readable
+from deepwell.cli.models import ModelName, _progress_bar, models, readable
 from deepwell.errors import MissingModelError, ModelSourceError, UsageError
+from deepwell.models.progress import Step
 
 CATALOGUE = """
 [sets]
@@ -141,6 +143,33 @@ def test_names_are_completed(place: Path) -> None:
     assert {item.value for item in completion.get_completions(["pull"], "sta")} == {"starter"}
     assert {item.value for item in completion.get_completions(["path"], "")} == {"here"}
     assert ModelName().shell_complete(click.Context(models), models.params[0] if models.params else None, "yam")  # type: ignore[arg-type]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_shown_a_bar_and_the_output_stays_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, output = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with _progress_bar({"here": " (1 of 2)"}) as progress:
+        assert progress is not None
+        progress(Step("here", "fetching weights.bin", 0, 1000))
+        progress(Step("here", "fetching weights.bin", 500, 1000))
+        progress(Step("here", "checking", 1000, 1000))
+        print("done")
+    assert "fetching weights.bin" in screen.getvalue()
+    assert "(1 of 2)" in screen.getvalue()
+    assert output.getvalue() == "done\n"
+
+
+def test_no_terminal_is_shown_nothing() -> None:
+    with _progress_bar({}) as progress:
+        assert progress is None
 
 
 @pytest.mark.parametrize(("size", "text"), [(5, "5 B"), (1500, "1.5 kB"), (91_567_913, "91.6 MB"), (1.6e9, "1.6 GB")])

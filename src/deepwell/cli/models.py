@@ -132,7 +132,8 @@ def pull(ctx: click.Context, names: tuple[str, ...], source: str | None, force: 
     done: list[Pulled] = []
     failed: list[tuple[str, DeepwellError]] = []
     wanted = catalogue.load().expand(names)
-    with _progress_bar() as progress:
+    count = {name: f" ({n} of {len(wanted)})" for n, name in enumerate(wanted, start=1) if len(wanted) > 1}
+    with _progress_bar(count) as progress:
         for name in wanted:
             try:
                 done.append(pull_one(name, progress=progress, force=force, source=source))
@@ -236,26 +237,30 @@ def _print_json(data: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
-    """A bar on the terminal; nothing at all where standard error is not one."""
+def _progress_bar(count: dict[str, str]) -> Iterator[Progress | None]:
+    """A bar on the terminal, with what ``count`` says of each model; nothing where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     from deepwell.models.progress import Step
 
     columns = (
         TextColumn("{task.fields[model]}", style="bold"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        BarColumn(bar_width=20),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    # Rich sends what is printed meanwhile to the bar's own stream; right only while both are the terminal.
+    both = sys.stdout.isatty()
+    console = Console(stderr=True)
+    with Bars(*columns, console=console, transient=True, expand=True, redirect_stdout=both) as bars:
         shown: dict[tuple[str, str], Any] = {}
 
         def show(step: Step) -> None:
@@ -265,7 +270,8 @@ def _progress_bar() -> Iterator[Progress | None]:
                 for task in shown.values():
                     bars.remove_task(task)
                 shown.clear()
-                shown[key] = bars.add_task(step.doing, total=step.total or None, completed=step.done, model=step.model)
+                model = step.model + count.get(step.model, "")
+                shown[key] = bars.add_task(step.doing, total=step.total or None, completed=step.done, model=model)
             bars.update(shown[key], completed=step.done, total=step.total or None)
 
         yield show

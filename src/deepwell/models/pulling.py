@@ -104,7 +104,7 @@ def pull_one(
         return Pulled(name, place, record.source, record.size, time.monotonic() - started)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(name, work, error.strerror or "the disk is full") from error
+            raise disk_full(name, error.strerror or "the disk is full") from error
         raise ModelSourceError(
             f"'{name}' could not be written to {place}: {error}", hint="check that folder"
         ) from error

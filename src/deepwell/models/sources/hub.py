@@ -56,7 +56,7 @@ def fetch(part: HubPart, job: Job) -> dict[str, Any]:
         listing = _list(client, endpoint, part, headers)
         wanted = {name: _pinned(part, name, listing.files[name]) for name in choose(part, listing.files)}
         parts = job.parts / listing.commit
-        job.need_room(sum(expected.size for expected in wanted.values()))
+        job.need_room(sum(expected.size for expected in wanted.values()), kept=parts)
         for name, expected in wanted.items():
             url = f"{endpoint}/{part.repo}/resolve/{listing.commit}/{quote(name)}"
             report = job.report(f"fetching {name} of {part.repo}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from deepwell.errors import ModelSourceError
 from deepwell.models.catalogue import ModelInfo
 from deepwell.models.progress import Progress, Step
+from deepwell.paths import models_folder
 
 SPARE = 64 << 20
 """Bytes that a pull leaves free on the disk."""
@@ -42,17 +43,20 @@ class Job:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def need_room(self, size: int) -> None:
-        """Raise ``DiskFullError`` unless ``size`` more bytes fit on the disk."""
+    def need_room(self, size: int, *, kept: Path | None = None) -> None:
+        """Raise ``DiskFullError`` unless ``size`` bytes fit on the disk, less those that are in ``kept`` already."""
+        if kept is not None:
+            files = kept.rglob("*") if kept.is_dir() else [kept]
+            size = max(0, size - sum(path.stat().st_size for path in files if path.is_file()))
         free = shutil.disk_usage(self.staging).free
         if size + SPARE > free:
             detail = f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-            raise disk_full(self.info.name, self.staging, detail)
+            raise disk_full(self.info.name, detail)
 
 
-def disk_full(name: str, place: Path, detail: str) -> DiskFullError:
+def disk_full(name: str, detail: str) -> DiskFullError:
     """The error for a disk without room, whoever noticed it."""
     return DiskFullError(
-        f"no room for the model '{name}' on the disk of {place.parent}: {detail}",
+        f"no room for the model '{name}' on the disk of {models_folder()}: {detail}",
         hint="free some space, or set DEEPWELL_MODELS to a folder on a larger disk",
     )

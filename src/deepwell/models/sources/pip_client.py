@@ -2,8 +2,9 @@
 
     python -P pip_client.py PACKAGE VERSION SHA256 PART
 
-Prints one JSON object a line: ``{"event": "bytes", "done": N, "total": N}`` while it reads, at the end ``done``,
-``error`` (with ``message`` and ``hint``), or ``different`` when this pip lacks what is used here.
+Prints one JSON object a line: ``{"event": "bytes", "done": N, "total": N}`` while it reads, and at the end ``done``,
+``error`` (with ``message`` and ``hint``), ``full`` for a full disk, or ``different`` when this pip lacks what is used
+here.
 
 It uses four things that pip does not promise to keep (the session, the finder and the two calls that make them), the
 same ones that pip-tools has stood on for years. It imports nothing of Deepwell, so that it starts in pip's time alone.
@@ -11,6 +12,7 @@ same ones that pip-tools has stood on for years. It imports nothing of Deepwell,
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -53,7 +55,8 @@ def main() -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        say("error", message=f"{type(error).__name__}: {error}", hint="")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        say("full" if full else "error", message=error.strerror or str(error), hint="")
     except Exception as error:  # pip's own errors have no common class that it promises
         say("error", message=f"{type(error).__name__}: {error}", hint="")
     return 1

@@ -11,8 +11,8 @@ from deepwell.models.transfer import Expected, download, open_client
 
 def fetch(part: UrlPart, job: Job) -> dict[str, Any]:
     """Download the file, continuing an earlier attempt."""
-    job.need_room(part.size)
     kept = job.parts / part.sha256
+    job.need_room(part.size, kept=kept.with_name(kept.name + ".part"))
     with open_client() as client:
         report = job.report(f"fetching {part.file}")
         download(client, part.url, kept, expected=Expected(part.size, part.sha256), report=report)

