@@ -1,6 +1,7 @@
 """Tiny random checkpoints, saved as a model hub would publish them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def write_modules(folder: Path, pooling: str = "mean", *, max_tokens: int | None
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
     if max_tokens is not None:
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))
+
+
+@pytest.fixture(scope="session")
+def dress() -> Callable[..., None]:
+    """``dress(folder, pooling, max_tokens=..., dense=...)`` adds a tokenizer and sentence-transformers' files."""
+
+    def put(folder: Path, pooling: str = "mean", *, max_tokens: int | None = None, dense: bool = False) -> None:
+        write_wordpiece_tokenizer(folder)
+        write_modules(folder, pooling, max_tokens=max_tokens, dense=dense)
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,8 @@ def test_fingerprint_follows_contents_and_recipe_and_nothing_else(tmp_path: Path
         fingerprint(first, names, recipe=recipe, dim=dim)
         for recipe, dim in [
             (Recipe(), 4), (Recipe(pooling="cls"), 8), (Recipe(max_tokens=128), 8), (Recipe(query_prompt="q: "), 8),
-            (Recipe(passage_prompt="q: "), 8), (Recipe(normalize=False), 8), (Recipe(dense=(DenseStep("2", "tanh"),)), 8),
+            (Recipe(passage_prompt="q: "), 8), (Recipe(normalize=False), 8),
+            (Recipe(dense=(DenseStep("2", "tanh"),)), 8),
         ]
     }  # fmt: skip
     assert len(changed) == 7 and base not in changed
@@ -137,7 +138,10 @@ def test_the_catalogue_fills_in_what_no_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ({"sentence_bert_config.json": {"max_seq_length": 256}, "tokenizer_config.json": {"model_max_length": 512}}, 256),
+        (
+            {"sentence_bert_config.json": {"max_seq_length": 256}, "tokenizer_config.json": {"model_max_length": 512}},
+            256,
+        ),
         ({"tokenizer_config.json": {"model_max_length": 128}}, 128),
         ({"tokenizer_config.json": {"model_max_length": 1000000000000000019884624838656}}, 512),
         ({"sentence_bert_config.json": {"max_seq_length": 4096}}, 512),
@@ -154,8 +158,14 @@ def test_longest_input(tmp_path: Path, limits: dict[str, object], expected: int)
     [
         ({"modules.json": _steps("Transformer", "LayerNorm")}, "a step 'LayerNorm'"),
         ({"modules.json": _steps("Transformer", "Pooling"), "1_Pooling/config.json": {}}, "asks for 0 known ways"),
-        ({"modules.json": _steps("Dense"), "0_Dense/config.json": {"activation_function": "x.Sin"}}, "activation 'Sin'"),
-        ({"modules.json": _steps("Pooling"), "0_Pooling/config.json": {"pooling_mode": "weightedmean"}}, "unknown pooling"),
+        (
+            {"modules.json": _steps("Dense"), "0_Dense/config.json": {"activation_function": "x.Sin"}},
+            "activation 'Sin'",
+        ),
+        (
+            {"modules.json": _steps("Pooling"), "0_Pooling/config.json": {"pooling_mode": "weightedmean"}},
+            "unknown pooling",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(tmp_path: Path, files: dict[str, object], message: str) -> None:
