@@ -117,6 +117,9 @@ def read(session: Any, link: Any, part: Path) -> int:
         before = part.stat().st_size if part.exists() else 0
         try:
             reason = attempt(session, link.url_without_fragment, part, before)
+        except RefusedError as error:
+            say("error", message=str(error), hint="")
+            return 1
         except OSError as error:  # requests' errors are OSErrors; so is a full disk
             if getattr(error, "errno", None) is not None:
                 raise
@@ -138,6 +141,10 @@ def read(session: Any, link: Any, part: Path) -> int:
         failures += 1
 
 
+class RefusedError(Exception):
+    """The index will not send the wheel, however often it is asked."""
+
+
 def attempt(session: Any, url: str, part: Path, start: int) -> str:
     """One request. Empty when the file is complete, else why it is not."""
     headers = {"Accept-Encoding": "identity"}
@@ -148,7 +155,10 @@ def attempt(session: Any, url: str, part: Path, start: int) -> str:
     if status == 416:
         return ""  # nothing is left to read; whoever started us checks the hash
     if status not in (200, 206):
-        return f"it answered {status} {response.reason}"
+        reason = f"it answered {status} {response.reason}"
+        if 400 <= status < 500 and status not in (408, 429):
+            raise RefusedError(reason)
+        return reason
     if status == 206 and not response.headers.get("content-range", "").lower().startswith(f"bytes {start}-"):
         part.unlink()
         return "it continued at the wrong place"
