@@ -1,9 +1,9 @@
 """Words find pictures without a network that was ever shown a picture with its words.
 
-ConSE, the convex combination of semantic embeddings (Norouzi et al. 2013, https://arxiv.org/abs/1312.5650): a classifier
-says what a picture or sound may be, a text encoder knows what those names mean, and the picture's vector is the mean of the
-names' vectors weighted by probability. It then lies in the text encoder's own space, between "seashore" and "surfboard",
-and "people at the beach" finds it though no label says so.
+ConSE, the convex combination of semantic embeddings (Norouzi et al. 2013, https://arxiv.org/abs/1312.5650): a
+classifier says what a picture or sound may be, a text encoder knows what those names mean, and the picture's vector is
+the mean of the names' vectors weighted by probability. It then lies in the text encoder's own space, between
+"seashore" and "surfboard", and "people at the beach" finds it though no label says so.
 
 Three things make it better than the paper's recipe for search, each measured on 500 photographs with 5 captions each
 (``benchmarks/senses.py``; R@10 with all-MiniLM-L6-v2):
@@ -28,7 +28,7 @@ from deepwell.library.protocols import TextEncoder
 from deepwell.library.records import Label
 
 VERSION = 1
-_POWER = 0.5
+_POWER = 0.4
 
 
 class Conse:

@@ -1,8 +1,8 @@
 """Pictures to vectors by EfficientNet-Lite0's pooled features: pictures that look alike lie near each other.
 
 The features come after a ReLU6, so none is negative and the cosine of any two pictures is well above 0; only the order
-means something. Files are decoded by a few threads while the network works on the batch before (JPEG decoding lets go of
-Python's lock), which nearly halves the time of a folder of photographs.
+means something. Files are decoded by a few threads while the network works on the batch before (JPEG decoding lets go
+of Python's lock), which nearly halves the time of a folder of photographs.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class EfficientNetEncoder:
             starts = range(0, len(images), _BATCH)
             ahead = [pool.submit(_pixels, path) for path in images[:_BATCH]]
             for start in starts:
-                current, ahead = ahead, [
-                    pool.submit(_pixels, path) for path in images[start + _BATCH : start + 2 * _BATCH]
-                ]
+                current, ahead = (
+                    ahead,
+                    [pool.submit(_pixels, path) for path in images[start + _BATCH : start + 2 * _BATCH]],
+                )
                 pixels = np.stack([future.result() for future in current])
                 rows[start : start + len(current)] = self._classifier.features(pixels)
         return unit(rows)

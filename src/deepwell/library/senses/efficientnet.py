@@ -2,8 +2,9 @@
 
 EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946) stacks inverted residual blocks: a 1x1 convolution
 widens the channels, a depthwise convolution looks around each pixel, another 1x1 narrows them again, and the input is
-added where shapes allow. The Lite variant (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite)
-drops squeeze-and-excitation and clips with ReLU6, which suits small machines: 4.7 million weights, 0.4 GFLOP a picture.
+added where shapes allow. The Lite variant
+(https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite) drops squeeze-and-excitation and
+clips with ReLU6, which suits small machines: 4.7 million weights, 0.4 GFLOP a picture.
 
 The published weights came from TensorFlow, whose 'SAME' padding puts the odd pixel of a stride-2 convolution at the
 bottom and right; PyTorch's symmetric padding shifts every feature map by half a pixel and costs accuracy quietly. Batch

@@ -126,3 +126,8 @@ class LocalSenses:
         from deepwell import models
 
         return models.folder(name)
+
+
+def one_thread() -> LocalSenses:
+    """Senses for one of several worker processes, which share the cores."""
+    return LocalSenses(threads=1)

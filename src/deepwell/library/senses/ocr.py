@@ -3,7 +3,8 @@
 Three small networks of PaddleOCR (https://arxiv.org/abs/2009.09941), which the ``rapidocr`` wheel carries: one finds
 lines, one reads a line, and the page's orientation is worked out here from the two: lines that stand upright mean a
 page on its side, and a page upside down reads far less surely than the same lines turned round. The networks read
-English, Chinese, Japanese and most languages in Latin letters; Arabic, Hebrew and Indic scripts come out empty or as nonsense.
+English, Chinese, Japanese and most languages in Latin letters; Arabic, Hebrew and Indic scripts come out empty or as
+nonsense.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def register_heif() -> None:
 def load_rgb(path: Path, *, near: int | None = None) -> Image:
     """A picture file's first frame as an upright RGB image.
 
-    With ``near``, JPEGs are decoded at the smallest scale whose short side is at least twice that, which is several times
-    quicker for photographs.
+    With ``near``, JPEGs are decoded at the smallest scale whose short side is at least twice that, which is several
+    times quicker for photographs.
 
     Raises:
         UnreadableFileError: See ``opened``.

@@ -95,7 +95,8 @@ class SoundListener:
         self.interpreter.set_tensor(details["index"], shaped.astype(np.float32))
         self.interpreter.invoke()
         scores = np.asarray(self.interpreter.get_tensor(self.interpreter.get_output_details()[0]["index"]))
-        return scores.reshape(-1, len(self.names)).mean(axis=0, dtype=np.float32)
+        mean: NDArray[np.float32] = scores.reshape(-1, len(self.names)).mean(axis=0, dtype=np.float32)
+        return mean
 
 
 def stretches(scores: NDArray[np.float32], names: Sequence[str], step: float, seconds: float) -> list[SoundTag]:

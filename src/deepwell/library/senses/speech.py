@@ -3,7 +3,8 @@
 A recording is heard in blocks of five minutes cut at their quietest moment, so an hour takes no more memory than a
 song. Blocks that are all but silent are skipped without a look; in the rest a voice detector (Silero, in
 faster-whisper's wheel) leaves only speech for Whisper, which otherwise invents words in silence. What it still invents
-is told by its own doubts: a low mean log probability, text that repeats itself, more words than a mouth can say in the time.
+is told by its own doubts: a low mean log probability, text that repeats itself, more words than a mouth can say in the
+time.
 
 Decoding is by beam search only. Whisper's usual retries at higher temperatures are random, and the same bytes must
 give the same passages.
