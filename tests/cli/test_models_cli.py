@@ -167,6 +167,19 @@ def test_a_terminal_is_shown_a_bar_and_the_output_stays_clean(monkeypatch: pytes
     assert output.getvalue() == "done\n"
 
 
+def test_a_terminal_is_shown_a_table(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    run("pull", "here")
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    models.main(["list"], standalone_mode=False)
+    shown = screen.getvalue()
+    assert "On the stick" in shown
+    assert "starter" in shown
+    assert str(place) in shown
+    assert max(len(line) for line in click.unstyle(shown).splitlines()[:-1]) <= 80
+
+
 def test_no_terminal_is_shown_nothing() -> None:
     with _progress_bar({}) as progress:
         assert progress is None
