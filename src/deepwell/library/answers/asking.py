@@ -22,7 +22,7 @@ from deepwell.library.answers.evidence import Strength, judge
 from deepwell.library.answers.extractive import Extractive
 from deepwell.library.answers.gather import Gathered, Search, gather
 from deepwell.library.answers.places import narrow
-from deepwell.library.answers.ranking import rank
+from deepwell.library.answers.ranking import Remembering, rank
 from deepwell.library.protocols import ChatModel, Delta, TextEncoder
 from deepwell.library.records import Answer, Citation, Filters
 
@@ -103,7 +103,11 @@ def ask_stream(
     if not question.strip():
         raise UsageError("the question is empty", hint='Ask in words: deepwell ask "When was the bridge opened?"')
     limits = limits or Limits()
-    writer = model if model is not None else Extractive(encoder)
+    if isinstance(model, Extractive):
+        encoder = encoder if encoder is not None else model.encoder
+    encoder = Remembering(encoder) if encoder is not None else None
+    copier = Extractive(encoder)
+    writer = copier if model is None or isinstance(model, Extractive) else model
     gathered = gather(
         question, search, filters=filters or Filters(), tokens=limits.evidence_tokens, most=limits.passages
     )
@@ -135,10 +139,10 @@ def ask_stream(
     else:
         checked = claims.check(reply, question, gathered.passages)
     name, dropped = writer.name, checked.dropped if checked is not None else len(reply.quotes)
-    if (checked is None or not checked.text) and not isinstance(writer, Extractive):
+    if (checked is None or not checked.text) and writer is not copier:
         why = "wrote no answer" if not written.strip() else "gave no source that stands in the library"
         notices.append(f"{writer.name} {why}; these are sentences copied from the library instead.")
-        copied = "".join(delta.text for delta in Extractive(encoder).chat(asked.messages))
+        copied = "".join(delta.text for delta in copier.chat(asked.messages))
         checked = claims.check(prompt.parse(copied), question, gathered.passages)
         name = Extractive.name
     elif checked is not None:

@@ -1,14 +1,17 @@
 """Does the library hold an answer at all? Judged before anything is written, so that weak evidence gives no invention.
 
-Two signals, each blind where the other sees:
+Three signals, each blind where another sees:
 
 - ``coverage``: how much of what the question asks about one passage holds, each word weighted by its rarity among
   everything that search found. A rare word of the question that stands in none of thirty hits stands nowhere in the
   library (full-text search would have brought it up), so a question about something else cannot reach a high coverage.
-- ``meaning``: cosine of the question with the best sentence, which recognises an answer in other words.
+- ``best``: the same for the sentence that would be the answer.
+- ``meaning``: nearness of the question and the nearest sentence, which recognises an answer in other words.
 
-Their weighted sum against one threshold decides; ``benchmarks/answers.py`` prints false answers against false
-abstentions over the range of thresholds. With words alone the same rule runs on coverage.
+Their weighted sum against one threshold decides; with words alone the first two do. Rarity is relative to what was
+found and nearness relative to unrelated sentences, so neither depends on the size of the library or on the encoder's
+own scale. ``benchmarks/answers.py`` prints false answers against false abstentions over the range of thresholds. What no
+signal here can see is a passage on the very subject that lacks just the fact asked for.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from deepwell.library.answers.words import terms
 from deepwell.library.protocols import Evidence
 from deepwell.library.records import Hit
 
-WORDS_ONLY = 0.6
-WITH_MEANING = 0.55
-"""Thresholds on ``Strength.score``."""
+WORDS_ONLY = 0.44
+WITH_MEANING = 0.51
+"""Thresholds on ``Strength.score``: the least at which about one answerable question in ten (seven with words alone) is
+turned away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,15 @@ class Strength:
     Attributes:
         score: 0 to 1; comparable between questions and libraries, unlike a hit's score.
         coverage: Share of the question held by the best single passage (0 to 1).
-        meaning: Cosine of the question and the nearest sentence or passage; None when no encoder took part.
+        best: Share of the question held by the best sentence (0 to 1).
+        meaning: Nearness of the question and the nearest sentence (at most 1); None when no encoder took part.
         missing: Words of the question that no hit holds.
         enough: Whether to answer.
     """
 
     score: float
     coverage: float
+    best: float
     meaning: float | None
     missing: tuple[str, ...]
     enough: bool
@@ -69,16 +75,10 @@ def judge(
         coverage = 0.0
     everywhere = frozenset[str]().union(*groups)
     missing = tuple(term for term in asked.terms if term not in everywhere)
-    meaning = _meaning(ranked, found)
-    score = coverage if meaning is None else 0.5 * coverage + 0.5 * max(0.0, meaning)
+    best = ranked[0].signals["cover"] if ranked else 0.0
+    near = [candidate.signals["meaning"] for candidate in ranked if "meaning" in candidate.signals]
+    meaning = max(near, default=None)
+    worded = 0.5 * coverage + 0.5 * best
+    score = worded if meaning is None else 0.5 * worded + 0.5 * max(0.0, meaning)
     least = threshold if threshold is not None else WORDS_ONLY if meaning is None else WITH_MEANING
-    return Strength(score, coverage, meaning, missing, bool(evidence) and score >= least)
-
-
-def _meaning(ranked: Sequence[Candidate], found: Sequence[Hit]) -> float | None:
-    """The best cosine: of a sentence when an encoder compared them, else of a passage as search reports it."""
-    sentences = [found.signals["meaning"] for found in ranked if "meaning" in found.signals]
-    if sentences:
-        return max(sentences)
-    passages = [hit.why["meaning"] for hit in found if -1.0 <= hit.why.get("meaning", 2.0) <= 1.0]
-    return max(passages, default=None)
+    return Strength(score, coverage, best, meaning, missing, bool(evidence) and score >= least)

@@ -39,7 +39,7 @@ class Extractive:
     name = "extractive"
 
     def __init__(self, encoder: TextEncoder | None = None) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
 
     def chat(self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.0) -> Iterator[Delta]:
         """Give the best sentences, each with the number of its passage, then the quotes; ``NOT FOUND`` without any.
@@ -60,7 +60,7 @@ class Extractive:
 
     def choose(self, question: str, evidence: Sequence[Evidence]) -> list[Candidate]:
         """The sentences of the answer in reading order; none when no sentence shares a word or a meaning with it."""
-        ranked = [found for found in rank(question, evidence, self._encoder) if not planted(found.text)]
+        ranked = [found for found in rank(question, evidence, self.encoder) if not planted(found.text)]
         if not ranked or not _relates(ranked[0]):
             return []
         chosen = [ranked[0]]

@@ -4,8 +4,8 @@ Only the URL that the user gave is contacted, redirects are not followed, and th
 ``DEEPWELL_API_KEY`` for any URL; ``OPENAI_API_KEY`` only for OpenAI's own servers and for this machine, so that a key
 is never sent to somebody it does not belong to.
 
-A request that fails before the first word of the reply is repeated, with pauses that double and are spread at random so
-that many clients do not come back together; a server's ``Retry-After`` is honoured. Once words have come, a failure ends
+A request that fails before the first word of the reply is repeated, with pauses that double and are spread at random
+so that many clients do not come back together; a server's ``Retry-After`` is honoured. Once words have come, a failure ends
 the reply: repeating would say the beginning twice.
 """
 

@@ -2,8 +2,8 @@
 
 Quote and passage are cut into words and marks after Unicode's compatibility normalisation (NFKC), so that white space,
 line breaks, curly or straight quotation marks, kinds of dashes and brackets, letter case and a word hyphenated at a
-line's end make no difference; everything else does. A number is one word with its sign and decimals, so "5" is not found in
-"-5" or "5.2". An ellipsis joins parts that must stand in the passage in the same order.
+line's end make no difference; everything else does. A number is one word with its sign and decimals, so "5" is not
+found in "-5" or "5.2". An ellipsis joins parts that must stand in the passage in the same order.
 
 What a verified quote says is always the passage's own characters: the span that matched is cut out of the passage, and
 what the model wrote is thrown away.
