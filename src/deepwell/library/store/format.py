@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepwell.errors import LibraryDamagedError
+from deepwell.library.store.rows import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,11 +49,12 @@ class VectorTable:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What ``library.json`` says."""
+    """What ``library.json`` says. ``excluded`` are paths below roots that were removed by hand and stay out."""
 
     id: str
     format: int = FORMAT_VERSION
     roots: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     vectors: tuple[VectorTable, ...] = field(default_factory=tuple)
 
     def active(self, space: str) -> VectorTable | None:
@@ -80,7 +82,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(
             id=str(data["id"]),
             format=int(data["format"]),
-            roots=tuple(os.fsdecode(bytes.fromhex(root)) for root in data["roots"]),
+            roots=_paths_from(data["roots"]),
+            excluded=_paths_from(data["excluded"]),
             vectors=tuple(VectorTable(**table) for table in data["vectors"]),
         )
     except FileNotFoundError:
@@ -102,10 +105,16 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace ``library.json`` in one step."""
     data = asdict(manifest)
-    # Hexadecimal, because a root's name need not be UTF-8; the readable form stands beside it for people.
-    data["roots"] = [os.fsencode(root).hex() for root in manifest.roots]
-    data["roots_shown"] = [os.fsencode(root).decode("utf-8", "backslashreplace") for root in manifest.roots]
+    # Hexadecimal, because a name need not be UTF-8; the readable form stands beside it for people.
+    for name in ("roots", "excluded"):
+        paths: tuple[str, ...] = getattr(manifest, name)
+        data[name] = [os.fsencode(path).hex() for path in paths]
+        data[f"{name}_shown"] = [printable(path) for path in paths]
     write_atomically(folder / MANIFEST, json.dumps(data, indent=2))
+
+
+def _paths_from(values: list[str]) -> tuple[str, ...]:
+    return tuple(os.fsdecode(bytes.fromhex(value)) for value in values)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -63,11 +63,14 @@ class Writer:
     def manifest(self) -> Manifest:
         return self._store.manifest
 
-    def set_roots(self, roots: Iterable[str]) -> None:
-        """Remember which folders and files ``sync`` looks at."""
-        new = tuple(sorted(set(roots)))
-        if new != self.manifest.roots:
-            self._store.replace_manifest(replace(self.manifest, roots=new))
+    def set_roots(self, roots: Iterable[str], *, excluded: Iterable[str] | None = None) -> None:
+        """Remember which folders and files ``sync`` looks at, and (unless None) what it leaves out."""
+        manifest = self.manifest
+        new = replace(manifest, roots=tuple(sorted(set(roots))))
+        if excluded is not None:
+            new = replace(new, excluded=tuple(sorted(set(excluded))))
+        if new != manifest:
+            self._store.replace_manifest(new)
 
     def has_content(self, content: str) -> bool:
         """Its passages are stored, whether or not a document refers to them."""
