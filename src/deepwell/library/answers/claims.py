@@ -34,8 +34,7 @@ SUPPORTS_UNASKED = 0.65
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*")
 _ADDRESS = re.compile(
-    r"https?://[^\s)\]>\"']+|www\.[^\s)\]>\"']+|[\w.+-]+@[\w-]+\.[\w.]+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|io|info|biz|ru|cn|xyz|app|dev)\b",
-    re.IGNORECASE,
+    r"(?:https?://|www\.)[^\s)\]>\"']+|[\w.+-]+@[\w-]+\.[\w.]+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b", re.IGNORECASE
 )
 _LIST_ITEM = re.compile(r"^\s*\(?\d{1,2}[.)]\s+")
 _NODS = frozenset("yes no ja nein oui non sí si 是 不是 はい いいえ".split())

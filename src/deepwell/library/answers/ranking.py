@@ -4,8 +4,8 @@ For every sentence:
 
 - ``cover``: which of the question's content words it holds, weighted by how rare each is among the gathered sentences
   (a word that every passage holds tells nothing); a word of the same family counts in part;
-- ``context``: the same for the sentence with its neighbours, since "It opened in 1932" names its subject one sentence
-  earlier;
+  and a sentence that points back ("It opened in 1932") is read together with the one before, which names its subject;
+- ``context``: the same for the sentence with both its neighbours;
 - ``pairs``: neighbouring words of the question that stand side by side in the sentence too ("severn bridge");
 - ``rank``: what search thought of its passage, as one over its place;
 - ``meaning``: nearness of question and sentence, when a text encoder is at hand;
@@ -41,7 +41,7 @@ ENCODED = 32
 NEAR = 0.6
 """What a word of the same family is worth, beside 1 for the word itself."""
 
-WEIGHTS = {"cover": 4.5, "context": 0.8, "rank": 0.8, "meaning": 5.0, "cue": 0.5, "shape": 1.5, "pairs": 0.8}
+WEIGHTS = {"cover": 4.5, "context": 0.4, "rank": 0.8, "meaning": 5.0, "cue": 0.5, "shape": 1.5, "pairs": 0.8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,14 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
             around |= words[i - 1]
         if i + 1 < len(found) and found[i + 1][0].n == piece.n:
             around |= words[i + 1]
+        held = words[i]
+        if i and found[i - 1][0].n == piece.n and _POINTS_BACK.match(text):
+            held |= words[i - 1]
         ordered = in_order[i]
         pairs = len(asked.pairs & frozenset(pairwise(ordered)))
         rows.append(
             {
-                "cover": asked.cover(words[i]),
+                "cover": asked.cover(held),
                 "context": asked.cover(around),
                 "rank": ranks[piece.n],
                 "cue": cues.cue(wanted, question, text),
@@ -197,6 +200,8 @@ class Remembering:
             return self._encoder.encode([], query=query)
         return np.stack([self._known[text, query] for text in texts])
 
+
+_POINTS_BACK = re.compile(r"(?:it|its|he|his|she|her|they|their|this|these|that|those|here|there)\b", re.IGNORECASE)
 
 _REFERENCE = re.compile(
     r"https?://|\bdoi\b|et al\.,? \(?\d{4}|^\W*(?:figure|fig|table|supplementary|copyright|license|sha)\b",
