@@ -12,7 +12,7 @@ from typing import Literal
 
 from deepwell.library.protocols import Senses
 from deepwell.library.readers.decoding import decode, looks_like_text
-from deepwell.library.readers.guard import TEXT_LIMIT, document, plain, read_bytes
+from deepwell.library.readers.guard import TEXT_LIMIT, document, plain, read_bytes, shown
 from deepwell.library.readers.passages import Block, cut
 from deepwell.library.records import Document
 
@@ -57,7 +57,7 @@ _LANGUAGES = {
     "make": ".mk",
 }
 _BY_SUFFIX = {suffix: language for language, suffixes in _LANGUAGES.items() for suffix in suffixes.split()}
-_SHEBANG = re.compile(rb"#!\s*\S*/(?:env\s+(?:-S\s+)?)?(python|bash|sh|zsh|perl|ruby|node|lua|php|Rscript|awk|fish)[\d.]*\b")
+_SHEBANG = re.compile(rb"#!\s*\S*/(?:env\s+(?:-S\s+)?)?(python|bash|sh|zsh|perl|ruby|node|lua|php|awk|fish)[\d.]*\b")
 
 _WORDS = (
     r"(?:(?:export|default|public|private|protected|internal|static|abstract|final|async|pub(?:\([\w:]+\))?|unsafe|extern|"
@@ -66,8 +66,12 @@ _WORDS = (
     r"sub|package|type|macro_rules!|defmodule|defp?|message|service)\b\*?\s*(?:\([^()]*\)\s*)?"
     r"(?:<[^>]{1,60}>\s*)?([A-Za-z_$][\w$.:?!]*)"
 )
-_C_LIKE = r"(?:[A-Za-z_][\w:<>,*&\[\]\s]{0,120}?[\s*&])?([A-Za-z_~][\w:~]*)\s*\([^;{}]{0,400}\)\s*(?:const\s*)?(?:noexcept\s*)?\{?\s*$"
-_OPENS = re.compile(rf"(\s{{0,16}})(?:{_WORDS}|(?:create|CREATE)\s+(?:or\s+replace\s+)?\w+\s+(\w+)|\[+([\w.\" -]+)\]+\s*$)")
+_C_LIKE = (
+    r"(?:[A-Za-z_][\w:<>,*&\[\]\s]{0,120}?[\s*&])?([A-Za-z_~][\w:~]*)\s*"
+    r"\([^;{}]{0,400}\)\s*(?:const\s*)?(?:noexcept\s*)?\{?\s*$"
+)
+_TABLES = r"(?:create|CREATE)\s+(?:(?:or|OR)\s+(?:replace|REPLACE)\s+)?\w+\s+(\w+)|\[+([\w.\" -]+)\]+\s*$"
+_OPENS = re.compile(rf"(\s{{0,16}})(?:{_WORDS}|{_TABLES})")
 _OPENS_C = re.compile(rf"()(?!(?:if|for|while|switch|return|else|do|case)\b){_C_LIKE}")
 _ABOVE = re.compile(r"\s*(?:#(?!include|define|if|endif|!)|//|/?\*|@|--|;;|\"\"\"|\[[\w(])")
 
@@ -96,7 +100,8 @@ class CodeReader:
         lines = plain(text).split("\n")
         blocks = code_blocks(lines, c_like=language in ("c", "c++", "c#", "java", "dart"))
         # The whole name: "utils.py" is what people call it.
-        return document("code", path, cut(blocks), title=path.name, metadata={"language": language, "lines": len(lines)})
+        metadata = {"language": language, "lines": len(lines)}
+        return document("code", path, cut(blocks), title=shown(path), metadata=metadata)
 
 
 def code_blocks(lines: list[str], *, c_like: bool = False) -> list[Block]:

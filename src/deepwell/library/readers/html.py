@@ -33,6 +33,7 @@ _BREAKING = frozenset(
     "address article aside blockquote body center dd details div dl dt fieldset figcaption figure footer form header hr "
     "html li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul caption".split()
 )
+_DATES = ("article:published_time", "date", "dc.date", "dcterms.created", "dc.date.issued")
 _DEPTH = 2000
 
 
@@ -90,7 +91,7 @@ class HtmlPage:
             found.setdefault(key, one_line(str(node.attributes.get("content") or "")))
         root = self._tree.css_first("html")
         time = self._tree.css_first("time[datetime]")
-        dates = [found.get(key) for key in ("article:published_time", "date", "dc.date", "dcterms.created", "dc.date.issued")]
+        dates = [found.get(key) for key in _DATES]
         dates.append(str(time.attributes.get("datetime") or "") if time is not None else "")
         return {
             "author": found.get("author") or found.get("article:author") or found.get("dc.creator"),
@@ -222,7 +223,8 @@ def _is_around(node: Any) -> bool:
     if node.tag in _AROUND:
         return True
     told = node.attributes
-    hidden = "hidden" in told or told.get("aria-hidden") == "true" or "display:none" in (told.get("style") or "").replace(" ", "")
+    style = (told.get("style") or "").replace(" ", "")
+    hidden = "hidden" in told or told.get("aria-hidden") == "true" or "display:none" in style
     return hidden or told.get("role") in _ROLES
 
 

@@ -28,6 +28,7 @@ MIN_TOKENS = 150
 MAX_TOKENS = 300
 _TARGET = 225
 _LONGEST_UNIT = 180
+_CRUMB = 40
 
 # What a cut before a unit costs, beside its distance from the ideal size as a share of that size.
 _HEADING, _BLOCK, _LINE, _SENTENCE, _INSIDE, _STUCK = 0.0, 0.12, 0.25, 0.3, 0.8, 2.0
@@ -132,9 +133,9 @@ def _joined(runs: Sequence[list[_Unit]]) -> Iterator[list[_Unit]]:
     size = 0.0
     for run in runs:
         tokens = sum(unit.tokens for unit in run)
-        fits = size + tokens <= MAX_TOKENS and (size < MIN_TOKENS or tokens < MIN_TOKENS / 3)
-        bare = bool(current) and all(unit.block.role == "heading" for unit in current)
-        if current and (fits or (bare and size < MIN_TOKENS)):
+        fits = size + tokens <= MAX_TOKENS and size < MIN_TOKENS
+        bare = bool(current) and size < MIN_TOKENS and all(unit.block.role == "heading" for unit in current)
+        if current and (fits or bare or min(size, tokens) < _CRUMB):
             first = run[0]._replace(border=_STUCK if bare else _HEADING)
             current += [first, *run[1:]]
             size += tokens
@@ -196,10 +197,18 @@ def _parts(units: Sequence[_Unit]) -> Iterator[tuple[Block, tuple[int, int]]]:
 
 
 def _section(units: Sequence[_Unit]) -> tuple[str, ...]:
-    """The headings that hold for all of it; headings that only lead to deeper ones do not shorten the path."""
-    sections = [unit.block.section for unit in units if unit.block.role != "heading"]
-    if not sections:
+    """The headings that hold for all of it, crumbs of other sections aside.
+
+    Headings that only lead to deeper ones do not shorten the path.
+    """
+    weights: dict[tuple[str, ...], float] = {}
+    for unit in units:
+        if unit.block.role != "heading":
+            weights[unit.block.section] = weights.get(unit.block.section, 0.0) + unit.tokens
+    if not weights:
         return units[-1].block.section
+    enough = sum(weights.values()) / 5
+    sections = [section for section, tokens in weights.items() if tokens >= enough]
     low, high = min(sections), max(sections)
     same = 0
     while same < min(len(low), len(high)) and low[same] == high[same]:

@@ -150,7 +150,7 @@ class _Reading:
             self._missing.add(_OCR)
             return []
         self._scanned += 1
-        return [Line(line.text, line.box, scanned=True) for line in found if line.text.strip()]
+        return [Line(line.text.strip(), line.box) for line in found if line.text.strip()]
 
 
 def _is_poor(lines: list[Line]) -> bool:

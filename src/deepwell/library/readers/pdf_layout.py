@@ -28,12 +28,26 @@ _NOISE = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Words on one line. ``joined`` parts were one line with the part before, with a wide gap between."""
+    """Words on one line. ``joined`` parts were one line with the part before, with a wide gap between.
+
+    ``base`` and ``last`` are the heights of the first and last baseline (PDFium may run two lines into one) as shares of
+    the page from the top; letters reach up and down from it by different amounts, so it tells the spacing of lines
+    where boxes do not. ``size`` is that of the font, 0 if unknown.
+    """
 
     text: str
     box: Box | None
     joined: bool = False
-    scanned: bool = False
+    base: float | None = None
+    last: float | None = None
+    size: float = 0.0
+
+    @property
+    def heights(self) -> tuple[float, float] | None:
+        """Where its first and last baseline stand on the page, else the lower edge of its box."""
+        if self.base is not None:
+            return self.base, self.last if self.last is not None else self.base
+        return (self.box.bottom, self.box.bottom) if self.box is not None else None
 
 
 @dataclass(slots=True)
@@ -173,16 +187,13 @@ def _whole(row: Sequence[Line]) -> Line:
     box = Box(
         min(b.left for b in boxes), min(b.top for b in boxes), max(b.right for b in boxes), max(b.bottom for b in boxes)
     )
-    return Line("  ".join(line.text for line in row), box)
+    return Line("  ".join(line.text for line in row), box, base=row[0].base, last=row[0].last, size=row[0].size)
 
 
 def _paragraphs(lines: Sequence[Line]) -> Iterator[list[Line]]:
     """Lines parted where the space between them grows, the size of letters changes, or an item of a list begins."""
-    steps = [
-        second.box.top - first.box.top
-        for first, second in pairwise(lines)
-        if first.box and second.box and 0 < second.box.top - first.box.top < 0.1
-    ]
+    heights = [line.heights for line in lines if line.heights is not None]
+    steps = [low[0] - high[1] for high, low in pairwise(heights) if 0.002 < low[0] - high[1] < 0.1]
     usual = median(steps) if steps else 0.0
     paragraph: list[Line] = []
     for line in lines:
@@ -198,15 +209,17 @@ def _begins(paragraph: Sequence[Line], line: Line, usual: float) -> bool:
     above = paragraph[-1]
     if _BULLET.match(line.text):
         return True
-    if above.box is None or line.box is None:
+    if above.box is None or line.box is None or above.heights is None or line.heights is None:
         return False
-    step = line.box.top - above.box.top
-    if step < -0.01 or step > 1.35 * usual:
-        # Upwards is the next column, where a paragraph may go on; without a full stop it does.
-        return step > 0 or above.text.rstrip().endswith((".", "!", "?", ":")) or not _TAIL.match(line.text)
-    tall, low = above.box.bottom - above.box.top, line.box.bottom - line.box.top
-    if max(tall, low) > 1.5 * min(tall, low) and max(tall, low) > 0.018:
+    step = line.heights[0] - above.heights[1]
+    flows = not above.text.endswith((".", "!", "?", ":")) and _TAIL.match(line.text) is not None
+    if step < -0.01:
+        # Upwards is the next column, where a sentence may go on.
+        return not flows
+    if step > 1.3 * usual and not (flows and step < 1.8 * usual):
         return True
+    if above.size and line.size and max(above.size, line.size) > 1.15 * min(above.size, line.size):
+        return not flows
     # Indented, after a line that ends a sentence.
     indented = line.box.left - above.box.left > 0.012 and len(paragraph) > 1
-    return indented and above.text.rstrip().endswith((".", "!", "?"))
+    return indented and above.text.endswith((".", "!", "?"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from dataclasses import replace
 from typing import Any
 
 from deepwell.library.readers.guard import fold
@@ -86,6 +87,15 @@ class _Boxes:
         return self._box(left.value, top.value, right.value, bottom.value)
 
 
+    def baseline(self, at: int) -> tuple[float | None, float]:
+        """(height of a character's baseline from the top, size of its font)."""
+        x, y = self._corners[:2]
+        if not self._pdfium.FPDFText_GetCharOrigin(self._text.raw, at, x, y):
+            return None, 0.0
+        self._pdfium.FPDF_PageToDevice(self._page.raw, 0, 0, _DEVICE, _DEVICE, 0, x.value, y.value, self._x, self._y)
+        return _share(self._y.value), round(self._pdfium.FPDFText_GetFontSize(self._text.raw, at), 2)
+
+
 def _share(value: int) -> float:
     return round(min(1.0, max(0.0, value / _DEVICE)), 4)
 
@@ -107,21 +117,24 @@ def _parts(text: str, start: int, stop: int, boxes: _Boxes) -> list[Line]:
     if not stretches:
         return [Line(fold(text[start:stop]).strip(), None)]
     whole = union(stretches)
+    base, size = boxes.baseline(start + len(text[start:stop]) - len(text[start:stop].lstrip()))
+    last, _ = boxes.baseline(start + len(text[start:stop].rstrip()) - 1)
+    line = Line(fold(text[start:stop]).strip(), whole, base=base, last=last, size=size)
     stretches.sort(key=lambda box: box.left)
     reach, gap = stretches[0].right, 0.0
     for box in stretches[1:]:
         gap, reach = max(gap, box.left - reach), max(reach, box.right)
     if gap < _GUTTER or stop - start > 2000:
-        return [Line(fold(text[start:stop]).strip(), whole)]
-    return _apart(text, start, stop, boxes) or [Line(fold(text[start:stop]).strip(), whole)]
+        return [line]
+    return _apart(text, start, stop, boxes, line) or [line]
 
 
-def _apart(text: str, start: int, stop: int, boxes: _Boxes) -> list[Line]:
+def _apart(text: str, start: int, stop: int, boxes: _Boxes, line: Line) -> list[Line]:
     """The line cut at its wide gaps, by the boxes of its characters."""
     parts: list[list[tuple[int, Box]]] = []
     for at in range(start, stop):
         box = None if text[at].isspace() else boxes.char(at)
-        if box is None or box.right <= box.left:
+        if box is None:
             continue
         # Overlapping (kerning, accents) or a little further on: the same part.
         if parts and box.left - parts[-1][-1][1].right < _GUTTER and box.right > parts[-1][0][1].left:
@@ -133,5 +146,6 @@ def _apart(text: str, start: int, stop: int, boxes: _Boxes) -> list[Line]:
         # From this part's first character to the next one's, so that nothing between is lost.
         first = start if index == 0 else part[0][0]
         last = parts[index + 1][0][0] if index + 1 < len(parts) else stop
-        lines.append(Line(fold(text[first:last]).strip(), union([box for _, box in part]), joined=index > 0))
+        words, around = fold(text[first:last]).strip(), union([box for _, box in part])
+        lines.append(replace(line, text=words, box=around, joined=index > 0))
     return lines
