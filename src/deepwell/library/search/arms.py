@@ -52,6 +52,7 @@ class WordsArm:
     index: WordIndex | None
     allowed: NDArray[np.bool_] | None = None
     found: dict[str, float] = field(default_factory=dict)
+    weight: float | None = None
 
     def retrieve(self, store: Store, limit: int, within: Scope | None) -> None:
         """Find the passages with the best BM25 scores."""

@@ -211,16 +211,16 @@ class Searcher:
     def _score(self, pool: _Pool, words: WordsArm | None, arms: Sequence[VectorArm], intent: Intent) -> None:
         """Fill in every arm's score for every candidate, bring them to one scale, and mix them."""
         weights: dict[str, float] = {}
-        share_of_words = 0.5
+        share_of_words = 0.5 if words is not None else 0.0
         if words is not None and words.index is not None:
             index = words.index
             rows = np.asarray([index.rows.get(i, -1) for i in pool.ids], dtype=np.int64)
             raw = np.where(rows >= 0, index.scores(words.terms)[rows], 0.0).astype(np.float32)
             pool.raw["words"] = raw
             if raw.max(initial=0.0) > 0:
-                known = [(w, index.rarity(t)) for t, w in words.terms.items() if len(index.holds(t))]
-                surprised = fuse.surprise(float(raw.max()), [w for w, _ in known], [i for _, i in known])
-                share_of_words = fuse.words_weight(surprised, len(self._resident.census().ids))
+                if words.weight is None:
+                    words.weight = self._words_weight(words, float(raw.max()))
+                share_of_words = words.weight
                 # A word absent is a score of nothing, also when every candidate holds one.
                 pool.shares["words"] = raw / raw.max()
                 weights["words"] = share_of_words
@@ -236,6 +236,13 @@ class Searcher:
             return
         pool.score = fuse.weighted(self._imputed(pool), weights)
         self._lift_literals(pool, intent)
+
+    def _words_weight(self, words: WordsArm, best_score: float) -> float:
+        """From the query's own terms: what feedback adds says nothing about how exact the query was."""
+        assert words.index is not None
+        known = [(weight, words.index.rarity(t)) for t, weight in words.terms.items() if len(words.index.holds(t))]
+        surprised = fuse.surprise(best_score, [weight for weight, _ in known], [idf for _, idf in known])
+        return fuse.words_weight(surprised / max(len(words.terms), 1) ** 0.5, len(self._resident.census().ids))
 
     def _calibrated(self, raw: NDArray[np.float32], arm: VectorArm, pool: _Pool) -> NDArray[np.float32]:
         present = np.unique(pool.modality[np.isfinite(raw)])
@@ -277,12 +284,13 @@ class Searcher:
         self, pool: _Pool, words: WordsArm | None, arms: list[VectorArm], intent: Intent, depth: int
     ) -> _Pool:
         order = np.argsort(-pool.score, kind="stable")
+        trusted = feedback.trust(pool.score[order[: feedback.TERM_EXAMPLES]])
         more: list[str] = []
         meaning = next((arm for arm in arms if arm.name == "meaning"), None)
         if meaning is not None:
             first = order[: feedback.EXAMPLES]
             examples = self._store.vectors(TEXT, [pool.ids[row] for row in first])
-            meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first])
+            meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first], trusted)
             found = dict(meaning.found)
             meaning.retrieve(self._store, depth)
             more += [i for i in meaning.found if i not in found]
@@ -290,7 +298,9 @@ class Searcher:
             first = order[: feedback.TERM_EXAMPLES]
             rows = np.asarray([words.index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
             here = rows >= 0
-            words.terms = feedback.expanded_terms(words.index, words.terms, rows[here], pool.score[first][here])
+            words.terms = feedback.expanded_terms(
+                words.index, words.terms, rows[here], pool.score[first][here], trusted
+            )
             if words.match_text and len(words.index) == len(self._resident.census().ids):
                 more += best(words.index, words.terms, depth, words.allowed)
         wider = self._pool([*pool.ids, *more]) if more else pool
