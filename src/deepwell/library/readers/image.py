@@ -44,8 +44,8 @@ class ImageReader:
     name = "image"
     version = 1
     suffixes = frozenset(
-        ".jpg .jpeg .jpe .png .gif .bmp .dib .tif .tiff .webp .avif .heic .heif .jp2 .j2k .ppm .pgm .pbm .pnm .tga .ico "
-        ".psd .qoi .pcx".split()
+        ".jpg .jpeg .jpe .png .gif .bmp .dib .tif .tiff .webp .avif .heic .heif .jp2 .j2k .ppm .pgm .pbm .pnm .tga "
+        ".ico .psd .qoi .pcx".split()
     )
     cost: Literal["fast", "slow"] = "slow"
 

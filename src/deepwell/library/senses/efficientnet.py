@@ -13,6 +13,7 @@ normalisation is folded into the convolutions when the weights are loaded: fewer
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +140,7 @@ def load_network(weights: Path) -> EfficientNetLite:
         folded = fold(checkpoint)
         network = EfficientNetLite(classes=folded["classifier.bias"].shape[0])
         network.load_state_dict(folded)
-    except (KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
         raise ModelSourceError(
             f"{weights} does not hold EfficientNet-Lite0 weights ({type(error).__name__})",
             hint="Run: deepwell models verify",
