@@ -292,7 +292,7 @@ class Run:
         """Commit what is queued."""
         if self._documents:
             documents = {document.document_id: document for document in self._documents}
-            self._passages_written += self._writer.put(list(documents.values()), _distinct(self._passages))
+            self._passages_written += self._writer.put(list(documents.values()), self._passages)
             self._documents, self._passages, self._waiting_bytes = [], [], 0
             self._unlooked = True
         self._flushed = time.monotonic()
@@ -350,11 +350,6 @@ class Run:
         for name, count in self._missing.most_common():
             lines.append(f"{count} files could tell more with {name}")
         return lines + self._filler.problems[:20]
-
-
-def _distinct(passages: Sequence[NewPassage]) -> list[NewPassage]:
-    """Files with the same bytes in one batch bring the same passages; keep each once."""
-    return list({passage.passage_id: passage for passage in passages}.values())
 
 
 def vanished(path: str) -> bool:

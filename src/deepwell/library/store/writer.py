@@ -81,7 +81,9 @@ class Writer:
 
         All passages of one content must come in the same call.
         """
-        new = [passage for passage in passages if passage.content_id not in self._contents]
+        # Files with the same bytes in one batch bring the same passages: each id is kept once.
+        distinct = {passage.passage_id: passage for passage in passages}.values()
+        new = [passage for passage in distinct if passage.content_id not in self._contents]
         if new:
             self._tables.get("passages").add(_passages_table(new, self._next_batch("passages")))
             self._contents.update(passage.content_id for passage in new)
