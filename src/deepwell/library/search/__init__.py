@@ -7,6 +7,7 @@
 ranking; ``confidence`` says whether the results mean anything.
 """
 
+from deepwell.library.search.confidence import Confidence
 from deepwell.library.search.searcher import Searcher
 
-__all__ = ["Searcher"]
+__all__ = ["Confidence", "Searcher"]

@@ -5,10 +5,14 @@ joined by a few that set those results apart (RM3, Abdul-Jaleel et al. 2004). Be
 arms together, each arm learns what the other knew: a synonym the words arm never saw, an exact name that blurs in a
 vector.
 
-Feedback can drift. Four measures keep it in bounds: examples count by their fused score; the query itself keeps the
-greater part; a term is taken only when several examples hold it, so one document's peculiarities (author names, a
-journal's header) do not become the query; and all of it shrinks when one result stands out (``trust``), because then
-the query knew what it wanted and the runners-up are not examples of it.
+Feedback can drift. Three measures keep it in bounds:
+
+- examples count by their fused score, and the query itself keeps the greater part;
+- a term is taken only when several examples hold it, so one document's peculiarities (author names, a journal's
+  header) do not become the query;
+- the first few results of the first pass keep their places (``KEPT``). Feedback is for what comes after the answer;
+  where one passage is all there is to find, it could only harm. With this, questions with one right passage lose
+  nothing and topics keep their gain (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -33,23 +37,12 @@ TERM_SHARE = 0.3
 """Weight of all new terms together beside 1 for the query's own."""
 HELD_BY = 3
 """Examples that must hold a term before it is taken."""
-
-
-def trust(scores: NDArray[np.float32]) -> float:
-    """How far the first results are examples of one thing: the mean of the others' scores over the best one's.
-
-    Near 1 when many passages fit about as well (a topic), near 0 when one fits and the rest do not (a fact, a name).
-
-    Args:
-        scores: Of the first results [K], descending.
-    """
-    if len(scores) < 2 or scores[0] <= 0:
-        return 0.0
-    return float(np.clip(scores[1:].mean() / scores[0], 0.0, 1.0))
+KEPT = 3
+"""First results of the first pass that stay where they are."""
 
 
 def moved_vector(
-    query: NDArray[np.float32], examples: NDArray[np.float32], scores: NDArray[np.float32], trusted: float = 1.0
+    query: NDArray[np.float32], examples: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The query's vector moved towards the examples; unit length.
 
@@ -57,13 +50,12 @@ def moved_vector(
         query: [dim].
         examples: [K, dim]; rows of nan have no vector and are left out.
         scores: How much each counts [K].
-        trusted: Shortens the way, 0 to 1.
     """
     known = np.isfinite(examples).all(axis=1) & (scores > 0)
     if not known.any():
         return query
     shares = scores[known] / scores[known].sum()
-    moved = query + trusted * PULL * (shares @ examples[known])
+    moved = query + PULL * (shares @ examples[known])
     length = float(np.linalg.norm(moved))
     return (moved / length).astype(np.float32) if length > 0 else query
 
@@ -73,7 +65,6 @@ def expanded_terms(
     terms: Mapping[str, float],
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
-    trusted: float = 1.0,
 ) -> dict[str, float]:
     """The query's terms, scaled to 1 in all, and new ones that the examples share.
 
@@ -82,13 +73,12 @@ def expanded_terms(
         terms: The query's terms and weights.
         rows: The examples [K].
         scores: How much each counts [K].
-        trusted: Lightens the new terms, 0 to 1.
     """
     total = sum(terms.values())
     own = {term: weight / total for term, weight in terms.items()} if total > 0 else {}
     chosen = scores > 0
     rows, scores = rows[chosen], scores[chosen]
-    if len(rows) < HELD_BY or trusted <= 0:
+    if len(rows) < HELD_BY:
         return own
     shares = scores / scores.sum()
     pairs = [index.share(int(row)) for row in rows]
@@ -101,8 +91,27 @@ def expanded_terms(
     best = best[weight[best] > 0]
     if not len(best):
         return own
-    scale = trusted * TERM_SHARE / float(weight[best].sum())
+    scale = TERM_SHARE / float(weight[best].sum())
     for position in best:
         term = index.vocabulary.names[int(found[position])]
         own[term] = own.get(term, 0.0) + float(weight[position]) * scale
     return own
+
+
+def keep_first(scores: NDArray[np.float32], first: NDArray[np.int64], first_scores: NDArray[np.float32]) -> None:
+    """Put rows ``first`` back on top, in their order, with their scores; the others are scaled to stay below. In place.
+
+    Args:
+        scores: Of all candidates after feedback [N].
+        first: Rows of the first results before it [K], best first.
+        first_scores: Their scores then [K].
+    """
+    if not len(first):
+        return
+    others = np.ones(len(scores), dtype=bool)
+    others[first] = False
+    ceiling = float(first_scores[-1])
+    top = float(scores[others].max(initial=0.0))
+    if top >= ceiling:
+        scores[others] *= 0.999 * ceiling / top
+    scores[first] = first_scores

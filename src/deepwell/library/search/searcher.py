@@ -3,7 +3,7 @@
     text ──> words arm ────┐
       └────> meaning arm ──┼─> candidates, each scored by every arm ─> fused ─┐
     picture > likeness arm ┘        ^                                         │ the first results
-                                    └──── moved vector, more terms <──────────┘ become examples
+                                   └──── moved vector, more terms <──────────┘ become examples
 
 ``Searcher`` keeps encoders and an index of words loaded, so it answers many queries fast, and may be asked from
 several threads at once.
@@ -28,6 +28,7 @@ from deepwell.library.records import Filters, Kind, Query, Results
 from deepwell.library.search import feedback, fuse
 from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm, best
 from deepwell.library.search.arrange import Scored, arrange
+from deepwell.library.search.confidence import Confidence, coverage
 from deepwell.library.search.pool import index_pool
 from deepwell.library.search.resident import MODALITIES, Resident
 from deepwell.library.search.understand import Intent, normal, understand
@@ -124,6 +125,25 @@ class Searcher:
         took = (time.perf_counter() - started) * 1000
         return Results(query, found, took, tuple(dict.fromkeys(notices)))
 
+    def confidence(self, results: Results, *, first: int = 5) -> Confidence:
+        """How well the first hits fit their query in absolute terms; see ``confidence.py`` for what to make of it."""
+        text, hits = results.query.text or "", results.hits[:first]
+        index = self._resident.words()
+        covered = coverage(text, [f"{hit.title}\n{hit.text}" for hit in hits], index.rarity if index else lambda _: 1.0)
+        encoder = self._encoder(TEXT, []) if text.strip() and hits else None
+        if not isinstance(encoder, TextEncoder):
+            return Confidence(covered)
+        vector = encoder.encode([text], query=True)[0]
+        vectors = self._store.vectors(TEXT, [hit.passage_id for hit in hits])
+        cosines = vectors @ vector if vectors.shape[1] == len(vector) else np.zeros(0, np.float32)
+        cosines = cosines[np.isfinite(cosines)]
+        if not len(cosines):
+            return Confidence(covered)
+        best_cosine = float(cosines.max())
+        company = self._resident.background(TEXT, 0) @ vector
+        far = (best_cosine - float(company.mean())) / max(float(company.std()), 1e-3) if len(company) >= 8 else None
+        return Confidence(covered, best_cosine, far)
+
     # -- the steps -------------------------------------------------------------------------------------------------
 
     def _search(self, query: Query, scope: Scope | None, notices: list[str]) -> tuple[Scored, ...]:
@@ -143,6 +163,8 @@ class Searcher:
         if not pool.ids:
             return ()
         if words:
+            if not words.found and arms:
+                notices.append("none of the words stands in the library; these are the nearest in meaning")
             self._complete_words(words, pool)
         self._score(pool, words, arms, intent)
         if self._feedback and len(pool.ids) > 1 and intent.text:
@@ -284,13 +306,12 @@ class Searcher:
         self, pool: _Pool, words: WordsArm | None, arms: list[VectorArm], intent: Intent, depth: int
     ) -> _Pool:
         order = np.argsort(-pool.score, kind="stable")
-        trusted = feedback.trust(pool.score[order[: feedback.TERM_EXAMPLES]])
         more: list[str] = []
         meaning = next((arm for arm in arms if arm.name == "meaning"), None)
         if meaning is not None:
             first = order[: feedback.EXAMPLES]
             examples = self._store.vectors(TEXT, [pool.ids[row] for row in first])
-            meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first], trusted)
+            meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first])
             found = dict(meaning.found)
             meaning.retrieve(self._store, depth)
             more += [i for i in meaning.found if i not in found]
@@ -298,15 +319,16 @@ class Searcher:
             first = order[: feedback.TERM_EXAMPLES]
             rows = np.asarray([words.index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
             here = rows >= 0
-            words.terms = feedback.expanded_terms(
-                words.index, words.terms, rows[here], pool.score[first][here], trusted
-            )
+            words.terms = feedback.expanded_terms(words.index, words.terms, rows[here], pool.score[first][here])
             if words.match_text and len(words.index) == len(self._resident.census().ids):
                 more += best(words.index, words.terms, depth, words.allowed)
         wider = self._pool([*pool.ids, *more]) if more else pool
         if wider is not pool and words is not None and words.index is not None:
             self._index_more(words, wider, intent)
         self._score(wider, words, arms, intent)
+        first = order[: feedback.KEPT]
+        kept = np.asarray([wider.rows[pool.ids[row]] for row in first], dtype=np.int64)
+        feedback.keep_first(wider.score, kept, pool.score[first])
         return wider
 
     def _index_more(self, words: WordsArm, pool: _Pool, intent: Intent) -> None:
