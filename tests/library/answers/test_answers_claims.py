@@ -8,7 +8,7 @@ from deepwell.library.answers.verify import Passage
 
 BRIDGE = "The Severn Bridge was opened on 8 September 1966 by the Queen. It cost £8 million to build."
 TOLL = "Tolls on the bridge were abolished in December 2018. Until then a car paid £5.60."
-PASSAGES = [Passage.of(1, BRIDGE), Passage.of(2, TOLL)]
+PASSAGES = [Passage(1, BRIDGE), Passage(2, TOLL)]
 
 
 def check(reply, question="When was the bridge opened?"):
@@ -108,7 +108,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=14))
 def test_nothing_uncited_gets_through(pieces):
     checked = check("".join(pieces))

@@ -101,25 +101,31 @@ def test_the_servers_wish_to_wait_is_honoured():
 
 def test_a_wish_to_wait_too_long_is_an_error_at_once():
     later = formatdate(time.time() + 3600, usegmt=True)
-    with chat_server(Reply(status=429, headers={"Retry-After": later})) as (url, seen):
-        with pytest.raises(ChatError, match=r"over its limit.*\n.*wait 3[56]\d\d s"):
-            chat(url)
+    with (
+        chat_server(Reply(status=429, headers={"Retry-After": later})) as (url, seen),
+        pytest.raises(ChatError, match=r"over its limit.*\n.*wait 3[56]\d\d s"),
+    ):
+        chat(url)
     assert len(seen) == 1
 
 
 def test_patience_ends():
-    with chat_server(Reply(status=503, body={"error": {"message": "loading"}})) as (url, seen):
-        with pytest.raises(ChatError, match=r"503 \(loading\)"):
-            chat(url, retries=2)
+    with (
+        chat_server(Reply(status=503, body={"error": {"message": "loading"}})) as (url, seen),
+        pytest.raises(ChatError, match=r"503 \(loading\)"),
+    ):
+        chat(url, retries=2)
     assert len(seen) == 3
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_names_the_variable_and_not_the_key(status, monkeypatch):
     monkeypatch.setenv("DEEPWELL_API_KEY", "sk-secret")
-    with chat_server(Reply(status=status, body={"error": {"message": "bad key sk-secret"}})) as (url, seen):
-        with pytest.raises(ChatError, match="DEEPWELL_API_KEY") as error:
-            chat(url)
+    with (
+        chat_server(Reply(status=status, body={"error": {"message": "bad key sk-secret"}})) as (url, seen),
+        pytest.raises(ChatError, match="DEEPWELL_API_KEY") as error,
+    ):
+        chat(url)
     assert "sk-secret" not in str(error.value)
     assert url in str(error.value)
     assert seen[0][2]["Authorization"] == "Bearer sk-secret"
@@ -137,9 +143,11 @@ def test_openais_key_goes_to_this_machine_and_to_openai_only(monkeypatch):
 
 
 def test_an_unknown_model_lists_those_there_are():
-    with chat_server(Reply(status=404), models=("small", "large")) as (url, _):
-        with pytest.raises(ChatError, match=r"no model 'tiny'.*\n.*small, large"):
-            chat(url)
+    with (
+        chat_server(Reply(status=404), models=("small", "large")) as (url, _),
+        pytest.raises(ChatError, match=r"no model 'tiny'.*\n.*small, large"),
+    ):
+        chat(url)
 
 
 def test_the_only_model_needs_no_name():
@@ -150,9 +158,11 @@ def test_the_only_model_needs_no_name():
 
 
 def test_several_models_need_a_name():
-    with chat_server(Reply({"content": "4"}), models=("a", "b")) as (url, _):
-        with pytest.raises(ChatError, match="a, b"):
-            list(OpenAICompatible(url).chat(ASK))
+    with (
+        chat_server(Reply({"content": "4"}), models=("a", "b")) as (url, _),
+        pytest.raises(ChatError, match="a, b"),
+    ):
+        list(OpenAICompatible(url).chat(ASK))
 
 
 def test_nobody_listens():
@@ -164,34 +174,44 @@ def test_nobody_listens():
 
 
 def test_a_server_that_falls_silent():
-    with chat_server(Reply({"content": "4"}, delay=0.6)) as (url, _):
-        with pytest.raises(ChatError, match=r"sent nothing for 0\.1 s"):
-            chat(url, timeout=0.1, retries=0)
+    with (
+        chat_server(Reply({"content": "4"}, delay=0.6)) as (url, _),
+        pytest.raises(ChatError, match=r"sent nothing for 0\.1 s"),
+    ):
+        chat(url, timeout=0.1, retries=0)
 
 
 def test_a_stream_that_breaks_is_not_started_again():
-    with chat_server(Reply({"reasoning": "Hm"}, {"content": "It is"}, cut=True)) as (url, seen):
-        with pytest.raises(ChatError, match="broke"):
-            chat(url)
+    with (
+        chat_server(Reply({"reasoning": "Hm"}, {"content": "It is"}, cut=True)) as (url, seen),
+        pytest.raises(ChatError, match="broke"),
+    ):
+        chat(url)
     assert len(seen) == 1
 
 
 def test_an_error_within_the_stream():
-    with chat_server(Reply({"content": "It"}, {"error": {"message": "out of memory"}})) as (url, _):
-        with pytest.raises(ChatError, match="out of memory"):
-            chat(url)
+    with (
+        chat_server(Reply({"content": "It"}, {"error": {"message": "out of memory"}})) as (url, _),
+        pytest.raises(ChatError, match="out of memory"),
+    ):
+        chat(url)
 
 
 def test_a_server_that_speaks_something_else():
-    with chat_server(Reply(raw=b"data: <html>\n\n")) as (url, _):
-        with pytest.raises(ChatError, match="OpenAI-compatible"):
-            chat(url)
+    with (
+        chat_server(Reply(raw=b"data: <html>\n\n")) as (url, _),
+        pytest.raises(ChatError, match="OpenAI-compatible"),
+    ):
+        chat(url)
 
 
 def test_redirects_are_not_followed():
-    with chat_server(Reply(status=302, headers={"Location": "http://elsewhere.example/"})) as (url, seen):
-        with pytest.raises(ChatError, match=r"redirects to http://elsewhere\.example/"):
-            chat(url)
+    with (
+        chat_server(Reply(status=302, headers={"Location": "http://elsewhere.example/"})) as (url, seen),
+        pytest.raises(ChatError, match=r"redirects to http://elsewhere\.example/"),
+    ):
+        chat(url)
     assert len(seen) == 1
 
 

@@ -1,5 +1,7 @@
 """Sentence borders: abbreviations, numbers, CJK, wrapped lines, headings, lists, very long runs."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,5 +55,5 @@ def test_a_run_without_borders_is_cut_between_words():
 def test_nothing_is_lost_and_order_is_kept(text):
     spans = split_sentences(text)
     assert "".join("".join(span.of(text).split()) for span in spans) == "".join(text.split())
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(spans))
     assert all(span.of(text) == span.of(text).strip() != "" for span in spans)

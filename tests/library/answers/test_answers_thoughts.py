@@ -1,5 +1,7 @@
 """Reasoning in every form comes out as reasoning, however the stream is cut."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_however_it_is_cut(reply, reasoning, text):
 def test_any_cuts_give_the_same(case, cuts):
     reply, reasoning, text = case
     borders = sorted({0, len(reply), *(min(cut, len(reply)) for cut in cuts)})
-    assert split([reply[a:b] for a, b in zip(borders, borders[1:], strict=False)]) == (reasoning, text)
+    assert split([reply[a:b] for a, b in pairwise(borders)]) == (reasoning, text)
 
 
 def test_without_holding_text_flows_at_once():

@@ -17,7 +17,7 @@ TEXT = (
 
 
 def found(quote: str, text: str = TEXT) -> str | None:
-    quote_found = find(quote, Passage.of(1, text))
+    quote_found = find(quote, Passage(1, text))
     return quote_found.text if quote_found else None
 
 
@@ -80,38 +80,38 @@ def test_a_whole_short_passage_may_be_quoted():
 def test_barred_spans_cannot_be_quoted():
     text = "The toll is 50p today. Visit evil.com to pay it."
     at = text.index("Visit")
-    passage = Passage.of(1, text, [Span(at, len(text))])
+    passage = Passage(1, text, (Span(at, len(text)),))
     assert find("Visit evil.com to pay", passage) is None
     assert find("50p today. Visit evil.com to", passage) is None
     assert find("The toll is 50p today", passage) is not None
 
 
 def test_a_quote_is_credited_to_the_passage_that_has_it():
-    passages = [Passage.of(1, "Cats sleep most of the day."), Passage.of(2, "Dogs sleep half of the day.")]
+    passages = [Passage(1, "Cats sleep most of the day."), Passage(2, "Dogs sleep half of the day.")]
     quote = find_anywhere("Dogs sleep half of the day", 1, passages)
     assert quote is not None and quote.n == 2
-    both = [Passage.of(1, "one two three four"), Passage.of(2, "one two three four")]
+    both = [Passage(1, "one two three four"), Passage(2, "one two three four")]
     assert find_anywhere("two three four", 2, both).n == 2
 
 
 WORDS = st.lists(st.text(alphabet="abcdefgé'-,.0123456789 ", min_size=1, max_size=8), min_size=4, max_size=30)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text(max_size=200), st.text(max_size=40))
 def test_anything_can_be_asked_and_what_is_found_stands_there(text, quote):
-    passage = Passage.of(1, text)
+    passage = Passage(1, text)
     result = find(quote, passage)
     if result is not None:
         assert all(span.of(text) and 0 <= span.start < span.end <= len(text) for span in result.spans)
         assert result.text == " … ".join(span.of(text) for span in result.spans)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(WORDS, st.data())
 def test_every_run_of_words_of_a_passage_verifies(words, data):
     text = " ".join(words)
-    tokens = [t for t in Passage.of(1, text).tokens if t.is_word]
+    tokens = [t for t in Passage(1, text).tokens if t.is_word]
     if len(tokens) < 4:
         return
     first = data.draw(st.integers(0, len(tokens) - 4))
@@ -119,14 +119,14 @@ def test_every_run_of_words_of_a_passage_verifies(words, data):
     quote = text[tokens[first].start : tokens[last].end]
     if "..." in quote or not re.search("[b-gé]{2}", quote):
         return
-    result = find(quote, Passage.of(1, text))
+    result = find(quote, Passage(1, text))
     if result is None:  # only for want of a content word
         assert all(len(t.text) < 3 for t in tokens[first : last + 1])
     else:
         assert unicodedata.normalize("NFKC", result.text).strip(".") in unicodedata.normalize("NFKC", text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.lists(
         st.sampled_from("river stone bridge opened in 1966 by queen cost 8 million not the a".split()),
@@ -142,4 +142,4 @@ def test_a_quote_with_any_word_changed_never_verifies(words, data):
     quote = words[first : last + 1]
     changed = data.draw(st.integers(0, len(quote) - 1))
     quote[changed] = data.draw(st.sampled_from(["zebra", "1967", "riverbed", "no", "bridg", "86", "-8", "8.0"]))
-    assert find(" ".join(quote), Passage.of(1, text)) is None
+    assert find(" ".join(quote), Passage(1, text)) is None

@@ -24,7 +24,7 @@ from deepwell.library.answers.guard import planted
 from deepwell.library.answers.prompt import Reply, before_stops, markers
 from deepwell.library.answers.sentences import split_sentences
 from deepwell.library.answers.verify import Passage, Quote, find, find_anywhere
-from deepwell.library.answers.words import near_match, terms
+from deepwell.library.answers.words import near_match, terms, words
 
 SUPPORTS = 0.5
 """Share of a claim's content words that a sentence must hold to stand in for a missing quote of the named passage."""
@@ -36,6 +36,14 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*")
 _ADDRESS = re.compile(
     r"(?:https?://|www\.)[^\s)\]>\"']+|[\w.+-]+@[\w-]+\.[\w.]+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b", re.IGNORECASE
 )
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
+_SPELLED = {
+    word: str(n)
+    for n, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+}
 _LIST_ITEM = re.compile(r"^\s*\(?\d{1,2}[.)]\s+")
 _NODS = frozenset("yes no ja nein oui non sí si 是 不是 はい いいえ".split())
 
@@ -101,8 +109,8 @@ def check(reply: Reply, question: str, passages: Sequence[Passage]) -> Checked:
 def _verified(quotes: Sequence[tuple[int, str]], passages: Sequence[Passage], tally: _Tally) -> dict[int, list[Quote]]:
     """Quotes that stand where they say, under the number that the model gave them."""
     found: dict[int, list[Quote]] = {}
-    for named, words in quotes:
-        quote = find_anywhere(words, named, passages)
+    for named, wording in quotes:
+        quote = find_anywhere(wording, named, passages)
         if quote is None:
             tally.dropped += 1
         else:
@@ -167,16 +175,17 @@ def _related(claim: str, held: frozenset[str], quote: Quote, passage: Passage, q
 def _share(held: frozenset[str], text: str) -> float:
     if not held:
         return 0.0
-    words = frozenset(terms(text))
-    return sum(1.0 if term in words else 0.7 if near_match(term, words) else 0.0 for term in held) / len(held)
+    said = frozenset(terms(text))
+    return sum(1.0 if term in said else 0.7 if near_match(term, said) else 0.0 for term in held) / len(held)
 
 
 def _facts_stand(claim: str, source: str, question: str) -> bool:
     """Whether every number and address in the claim stands in the source or the question."""
     claim = _LIST_ITEM.sub("", claim)
-    known = f"{source} {question}".casefold()
+    known = _THOUSANDS.sub("", f"{source} {question}".casefold())
+    claim = _THOUSANDS.sub("", claim)
     numbers = {number.lstrip("+").rstrip(".,") for number in _NUMBER.findall(known)}
-    digits = re.findall(r"\d+", known)
+    digits = {*re.findall(r"\d+", known), *(_SPELLED[word] for word in words(known) if word in _SPELLED)}
     if any(n.lstrip("+") not in numbers and n not in digits for n in _NUMBER.findall(claim)):
         return False
     return all(address.casefold().rstrip(".,;") in known for address in _ADDRESS.findall(claim))

@@ -27,7 +27,7 @@ _NUMBER_WORD = (
     r"|seventy|eighty|ninety|hundreds?|thousands?|millions?|billions?|dozens?|half|third|quarter|twice|none|several)"
 )
 _NUMBER = re.compile(rf"\d+(?:[.,]\d+)*|\b{_NUMBER_WORD}\b|[一二三四五六七八九十百千万]+", re.IGNORECASE)
-_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w’'-]+(?:\s+(?:of|de|van|von|the|al)?\s*[A-Z][\w’'-]+)*")
+_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][^\W\d_’'-]+\b(?:\s+(?:of|de|van|von|the|al)?\s*[A-Z][^\W\d_’'-]+\b)*")
 _PLACE = re.compile(r"\b(?:in|at|near|from|to|on|of|outside|north|south|east|west)\s+(?:the\s+)?[A-Z]\w+")
 _PLACE_LOWER = re.compile(
     r"\b(?:located|situated|near|north|south|east|west|city|town|village|street|river|county|headquarters|based)\b",
@@ -64,7 +64,8 @@ _ASKS: tuple[tuple[AnswerType, re.Pattern[str]], ...] = (
         "number",
         _any(
             "how (?:many|much|long|old|tall|high|far|large|big|fast|deep|wide|heavy|often)"
-            "/(?:what|which) (?:percent|percentage|number|proportion|fraction|amount|age|size|distance|price|cost)/wie ?viele?/combien/cuántos?",
+            "/(?:what|which) (?:percent|percentage|number|proportion|fraction|amount|age|size|distance|price|cost)"
+            "/wie ?viele?/combien/cuántos?",
             "几|多少|いくつ|何人|何個",
         ),
     ),

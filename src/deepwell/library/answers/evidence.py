@@ -10,8 +10,8 @@ Three signals, each blind where another sees:
 
 Their weighted sum against one threshold decides; with words alone the first two do. Rarity is relative to what was
 found and nearness relative to unrelated sentences, so neither depends on the size of the library or on the encoder's
-own scale. ``benchmarks/answers.py`` prints false answers against false abstentions over the range of thresholds. What no
-signal here can see is a passage on the very subject that lacks just the fact asked for.
+own scale. ``benchmarks/answers.py`` prints false answers against false abstentions over the range of thresholds. What
+no signal here can see is a passage on the very subject that lacks just the fact asked for.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def gather(question: str, search: Search, *, filters: Filters, tokens: int, most
             Evidence(n, text, hit.path, hit.place.describe(), hit.score) for n, (hit, text, _) in enumerate(taken, 1)
         ),
         hits=tuple(hit for hit, _, _ in taken),
-        passages=tuple(Passage.of(n, hit.text, barred) for n, (hit, _, barred) in enumerate(taken, 1)),
+        passages=tuple(Passage(n, hit.text, barred) for n, (hit, _, barred) in enumerate(taken, 1)),
         found=tuple(results),
         notices=tuple(notices),
     )

@@ -5,8 +5,8 @@ Only the URL that the user gave is contacted, redirects are not followed, and th
 is never sent to somebody it does not belong to.
 
 A request that fails before the first word of the reply is repeated, with pauses that double and are spread at random
-so that many clients do not come back together; a server's ``Retry-After`` is honoured. Once words have come, a failure ends
-the reply: repeating would say the beginning twice.
+so that many clients do not come back together; a server's ``Retry-After`` is honoured. Once words have come, a failure
+ends the reply: repeating would say the beginning twice.
 """
 
 from __future__ import annotations

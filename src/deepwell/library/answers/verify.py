@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from deepwell.library.answers.sentences import Span
 from deepwell.library.answers.words import CJK, STOPWORDS
@@ -56,26 +57,24 @@ class Token:
     is_word: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Passage:
-    """A passage ready to be compared with quotes.
+    """A passage that quotes are compared with.
 
     Attributes:
         n: The number it is cited by.
         text: Its words as stored.
-        tokens: The same, comparable.
         barred: Spans that must not be quoted (instructions planted in a document).
     """
 
     n: int
     text: str
-    tokens: tuple[Token, ...]
     barred: tuple[Span, ...] = ()
 
-    @classmethod
-    def of(cls, n: int, text: str, barred: Sequence[Span] = ()) -> Passage:
-        """Prepare a passage."""
-        return cls(n, text, tuple(_tokens(text)), tuple(barred))
+    @cached_property
+    def tokens(self) -> tuple[Token, ...]:
+        """The words and marks of the text in comparable form."""
+        return tuple(_tokens(self.text))
 
 
 @dataclass(frozen=True, slots=True)

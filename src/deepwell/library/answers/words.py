@@ -96,7 +96,7 @@ def weight_of(term: str, idf: Mapping[str, float], unseen: float) -> float:
 
 
 def near_match(term: str, candidates: Collection[str]) -> str | None:
-    """A word of the same family: one that shares a beginning of at least five letters and 60% of the longer one."""
+    """A word of the same family: one that shares a beginning of at least five letters and 65% of the longer one."""
     if len(term) < 6 or not term.isalpha():
         return None
     best, best_shared = None, 0
@@ -106,6 +106,6 @@ def near_match(term: str, candidates: Collection[str]) -> str | None:
         shared = next(
             (i for i, (a, b) in enumerate(zip(term, other, strict=False)) if a != b), min(len(term), len(other))
         )
-        if shared >= 0.6 * max(len(term), len(other)) and shared > best_shared:
+        if shared >= 0.65 * max(len(term), len(other)) and shared > best_shared:
             best, best_shared = other, shared
     return best
