@@ -113,7 +113,7 @@ def code_blocks(lines: list[str], *, c_like: bool = False) -> list[Block]:
             continue
         indent = len(line) - len(line.lstrip())
         name = _defined(line, c_like=c_like)
-        closed = bool(stack) and indent <= stack[-1][0] and not line.lstrip().startswith(("}", ")", "]", "end"))
+        closed = bool(stack) and indent <= stack[-1][0] and not line.lstrip().startswith(("{", "}", ")", "]", "end"))
         if closed:
             while stack and stack[-1][0] >= indent:
                 stack.pop()
@@ -135,12 +135,12 @@ def code_blocks(lines: list[str], *, c_like: bool = False) -> list[Block]:
 
 def _defined(line: str, *, c_like: bool) -> str:
     found = _OPENS.match(line) or (_OPENS_C.match(line) if c_like else None)
-    return next((part for part in found.groups()[1:] if part), "").strip() if found else ""
+    return next((part for part in found.groups()[1:] if part), "").strip(" :.!?") if found else ""
 
 
 def _with_above(lines: list[str], at: int, floor: int) -> int:
     """Where a definition's own comments and decorators begin."""
     first = at
-    while first - 1 > floor and at - first < 40 and _ABOVE.match(lines[first - 1]):
+    while first - 1 >= floor and at - first < 40 and _ABOVE.match(lines[first - 1]):
         first -= 1
     return first

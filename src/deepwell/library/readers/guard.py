@@ -179,8 +179,12 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """One member. Raises ``UnreadableFileError`` when it is not there or damaged."""
+        return self._part(name, -1)
+
+    def _part(self, name: str, size: int) -> bytes:
         try:
-            return self._zip.read(name)
+            with self._zip.open(name) as part:
+                return part.read(size)
         except KeyError as error:
             raise UnreadableFileError(f"{self._name} is damaged: it has no part {name}") from error
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
@@ -188,8 +192,7 @@ class Archive:
 
     def refuse_entities(self, name: str) -> None:
         """For a part that another library will parse: refuse a document type, which the Office formats forbid."""
-        with self._zip.open(name) as part:
-            head = part.read(1 << 16)
+        head = self._part(name, 1 << 16)
         if b"<!" in head.replace(b"\0", b"").replace(b"<!--", b"").replace(b"<![CDATA[", b""):
             raise UnreadableFileError(f"{self._name} defines XML entities, which no honest document needs")
 

@@ -30,8 +30,8 @@ _AROUND = frozenset({"nav", "aside", "footer", "menu"})
 _ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "menu", "menubar", "complementary"})
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _BREAKING = frozenset(
-    "address article aside blockquote body center dd details div dl dt fieldset figcaption figure footer form header hr "
-    "html li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul caption".split()
+    "address article aside blockquote body center dd details div dl dt fieldset figcaption figure footer form header "
+    "hr html li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul caption".split()
 )
 _DATES = ("article:published_time", "date", "dc.date", "dcterms.created", "dc.date.issued")
 _DEPTH = 2000

@@ -173,9 +173,7 @@ def _passage(units: Sequence[_Unit]) -> Passage:
         start, end = parts
         body = block.text[start:end]
         body = body.strip("\n").rstrip() if block.role == "lines" else body.strip()
-        if text:
-            text.append("\n" if block.tight and start == 0 else "\n\n")
-        text.append(body)
+        gap = 1 if block.tight else 2
         if block.starts:
             # White space at the ends is not quoted, so the lines it lies on do not count.
             whole = block.text[start:end]
@@ -184,7 +182,10 @@ def _passage(units: Sequence[_Unit]) -> Passage:
             last = bisect_left(block.starts, start + len(whole.rstrip())) - 1
             boxes.extend(block.boxes[first : last + 1])
             if block.line is not None:
+                # As many line breaks as in the file, so that lines of code can be quoted as they stand.
+                gap = min(3, max(1, block.line + first - numbers[-1])) if numbers else 0
                 numbers += [block.line + first, block.line + last]
+        text += ["\n" * gap, body] if text else [body]
     lines = (min(numbers), max(numbers)) if numbers else None
     place = Place(page=units[0].block.page, boxes=tuple(boxes), lines=lines, section=_section(units))
     return Passage("".join(text).strip("\n"), place)
@@ -208,7 +209,7 @@ def _section(units: Sequence[_Unit]) -> tuple[str, ...]:
     if not weights:
         return units[-1].block.section
     enough = sum(weights.values()) / 5
-    sections = [section for section, tokens in weights.items() if tokens >= enough]
+    sections = [section for section, tokens in weights.items() if tokens >= enough] or list(weights)
     low, high = min(sections), max(sections)
     same = 0
     while same < min(len(low), len(high)) and low[same] == high[same]:

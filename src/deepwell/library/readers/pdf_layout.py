@@ -30,9 +30,9 @@ _NOISE = re.compile(r"[\W_]+")
 class Line:
     """Words on one line. ``joined`` parts were one line with the part before, with a wide gap between.
 
-    ``base`` and ``last`` are the heights of the first and last baseline (PDFium may run two lines into one) as shares of
-    the page from the top; letters reach up and down from it by different amounts, so it tells the spacing of lines
-    where boxes do not. ``size`` is that of the font, 0 if unknown.
+    ``base`` and ``last`` are the heights of its first and last baseline, as shares of the page from the top; they tell
+    the spacing of lines where boxes do not, for letters reach up and down by different amounts. They differ where
+    PDFium ran two lines into one. ``size`` is that of the font, 0 if unknown.
     """
 
     text: str

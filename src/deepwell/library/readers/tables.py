@@ -66,7 +66,7 @@ class _Column:
         distinct = len(self.values)
         if distinct >= _DISTINCT or distinct > max(12, self.filled // 2):
             return f"{self.name}: text, such as {', '.join(_shortened(value) for value in list(self.values)[:3])}"
-        commonest = sorted(self.values.items(), key=lambda pair: (-pair[1], pair[0]))[:8]
+        commonest = self.values.most_common(8)
         more = f" and {distinct - 8} more" if distinct > 8 else ""
         return f"{self.name}: {', '.join(_shortened(value) for value, _ in commonest)}{more}"
 
@@ -135,10 +135,10 @@ def read_table(
     count = total if total is not None else number
     known = "" if not cut_off or total is not None else "more than "
     about = f"Table {name}: {known}{count:,} rows, {len(columns):,} columns."
-    shown = [column.describe() for column in list(columns.values())[:_COLUMNS_SHOWN]]
+    shown = [_shortened(column.describe(), 400) for column in list(columns.values())[:_COLUMNS_SHOWN]]
     if len(columns) > _COLUMNS_SHOWN:
         others = ", ".join(list(columns)[_COLUMNS_SHOWN:200])
-        shown.append(f"and {len(columns) - _COLUMNS_SHOWN} more columns: {others}")
+        shown.append(_shortened(f"and {len(columns) - _COLUMNS_SHOWN} more columns: {others}", 800))
     schema = "\n".join([about, *shown, "Sample rows:", *samples] if samples else [about, *shown])
     notice = f"only the first {number:,} rows are indexed" if cut_off else ""
     head = [Passage(piece, Place(section=section)) for piece in _pieces(schema)]
