@@ -43,7 +43,7 @@ SEARCHES = [
 ]
 QUESTIONS = [
     "Where does the spare key to the dome hang?",
-    "How far did the barometer fall in the storm of 1911?",
+    "To how many inches did the barometer fall in November 1911?",
     "How many pounds do they ask the trustees for?",
     "What did the coin hoard hold?",
     "Who won the chess championship in Havana?",

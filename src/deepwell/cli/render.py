@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -123,11 +122,17 @@ def _hit(out: Console, rank: int, hit: Hit, words: re.Pattern[str] | None) -> No
     head.append(f"  {hit.score:.2f}", "green")
     out.print(head, soft_wrap=True)
     out.print(Text("   ") + path_text(hit.path, "dim"), soft_wrap=True)
-    out.print(Padding(snippet(hit.text, words), (0, 0, 0, 3)))
+    _indented(out, snippet(hit.text, words), 3)
     arms = " · ".join(f"{arm} {share:.2f}" for arm, share in sorted(hit.why.items(), key=lambda item: -item[1]))
     if arms:
         out.print(Text(f"   {arms}", "dim"))
     out.print()
+
+
+def _indented(out: Console, text: Text, by: int) -> None:
+    for line in text.wrap(out, max(20, out.width - by)):
+        line.rstrip()
+        out.print(Text(" " * by) + line, soft_wrap=True)
 
 
 def _where(kind: str, place: Place) -> str:
@@ -138,7 +143,8 @@ def answer(out: Console, given: Answer, *, text: bool = True) -> None:
     """Print an answer and its sources; ``text`` is false when the words were already streamed."""
     if text:
         if given.reasoning and out.is_terminal:
-            out.print(Padding(Text(given.reasoning.strip(), "dim italic"), (0, 0, 1, 2)))
+            _indented(out, Text(given.reasoning.strip(), "dim italic"), 2)
+            out.print()
         out.print(Text(given.text.strip()))
     if given.citations:
         out.print()
@@ -159,7 +165,7 @@ def _source(out: Console, citation: Citation) -> None:
     head.append(f"  {place}" if place else "", "cyan")
     head.append("" if citation.verified else "  not verified", "red")
     out.print(head, soft_wrap=True)
-    out.print(Padding(Text(f"“{plain(citation.quote)}”", "italic"), (0, 0, 0, 4)))
+    _indented(out, Text(f"“{plain(citation.quote)}”", "italic"), 4)
 
 
 def report(out: Console, done: AddReport) -> None:
@@ -202,7 +208,9 @@ def status(out: Console, now: Status) -> None:
     """Print how a library stands."""
     out.print(Text("library    ", "dim") + path_text(now.path, "bold"), soft_wrap=True)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(now.kinds.items(), key=lambda item: -item[1]))
-    out.print(Text("documents  ", "dim") + Text(f"{now.documents:,}" + (f" ({kinds})" if kinds else "")))
+    out.print(
+        Text("documents  ", "dim") + Text(f"{now.documents:,}" + (f" ({kinds})" if kinds else "")), soft_wrap=True
+    )
     out.print(Text("passages   ", "dim") + Text(f"{now.passages:,}"))
     for space in now.spaces:
         out.print(Text("vectors    ", "dim") + _space(space))
