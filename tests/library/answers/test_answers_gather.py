@@ -78,7 +78,6 @@ BRIDGE = (
 )
 def test_the_sentence_that_answers_is_first(question, expected):
     assert expected in rank(question, BRIDGE, "Cats sleep all day. They hunt at dusk.")[0].text
-    assert expected in rank(question, BRIDGE, encoder=HashEncoder())[0].text
 
 
 def test_chinese_sentences_are_ranked():

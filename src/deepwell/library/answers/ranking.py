@@ -41,6 +41,9 @@ ENCODED = 32
 NEAR = 0.6
 """What a word of the same family is worth, beside 1 for the word itself."""
 
+LENT = 0.5
+"""What a word is worth that stands only in the sentence before one that points back to it."""
+
 WEIGHTS = {"cover": 4.5, "context": 0.4, "rank": 0.8, "meaning": 5.0, "cue": 0.5, "shape": 1.5, "pairs": 0.8}
 
 
@@ -109,14 +112,14 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
             around |= words[i - 1]
         if i + 1 < len(found) and found[i + 1][0].n == piece.n:
             around |= words[i + 1]
-        held = words[i]
+        cover = asked.cover(words[i])
         if i and found[i - 1][0].n == piece.n and _POINTS_BACK.match(text):
-            held |= words[i - 1]
+            cover += LENT * (asked.cover(words[i] | words[i - 1]) - cover)
         ordered = in_order[i]
         pairs = len(asked.pairs & frozenset(pairwise(ordered)))
         rows.append(
             {
-                "cover": asked.cover(held),
+                "cover": cover,
                 "context": asked.cover(around),
                 "rank": ranks[piece.n],
                 "cue": cues.cue(wanted, question, text),
