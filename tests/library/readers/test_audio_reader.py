@@ -2,6 +2,7 @@
 
 import struct
 import wave
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,11 @@ def test_a_crumb_is_joined_to_what_follows_it_soon() -> None:
     assert len(list(spoken(transcript(greeting, utterance(LONG, 40.0))))) == 2
 
 
+def test_chinese_has_no_spaces() -> None:
+    said = Transcript((utterance("今天 天气 很好", 0.0),), "zh", 2.0)
+    assert [passage.text for passage in spoken(said)] == ["今天天气很好"]
+
+
 def test_long_talk_is_cut_at_its_longest_pauses() -> None:
     talk, start = [], 0.0
     for i in range(30):
@@ -99,7 +105,7 @@ def test_no_word_is_lost_and_sizes_and_order_hold(talk: list[tuple[int, float]])
         start = utterances[-1].end + pause
     passages = list(spoken(transcript(*utterances)))
     assert " ".join(p.text for p in passages) == " ".join(u.text for u in utterances)
-    for passage, following in zip(passages, passages[1:], strict=False):
+    for passage, following in pairwise(passages):
         assert passage.place.start is not None and passage.place.end is not None and following.place.start is not None
         assert passage.place.start <= passage.place.end <= following.place.start + 1e-6
         assert estimate_tokens(passage.text) <= 301

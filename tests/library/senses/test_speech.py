@@ -96,6 +96,21 @@ def test_what_whisper_invents(heard: SimpleNamespace, believed: bool) -> None:
     assert is_believable(heard) is believed
 
 
+def test_a_word_that_was_cut_in_two_is_one_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Whisper:
+        def transcribe(self, samples: np.ndarray, **_: Any) -> tuple[Iterator[Any], Any]:
+            heard = segment("an ill disposed man")
+            heard.words = [
+                SimpleNamespace(word=w, start=i, end=i + 0.9)
+                for i, w in enumerate((" an", " ill", "-disposed", " man"))
+            ]
+            return iter([heard]), SimpleNamespace(language="en", language_probability=0.9)
+
+    (said,) = listener(monkeypatch, [loud(5)], Whisper()).transcribe(tmp_path).utterances  # type: ignore[arg-type]
+    assert said.text == "an ill-disposed man"
+    assert (said.words[1].start, said.words[1].end) == (1.0, 2.9)
+
+
 def test_utterances_end_at_pauses() -> None:
     words = [Word("one", 0, 0.5), Word("two", 0.6, 1.0), Word("three", 2.0, 2.5)]
     assert [(u.text, u.start, u.end, len(u.words)) for u in utterances(words)] == [

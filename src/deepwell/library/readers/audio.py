@@ -17,6 +17,7 @@ from deepwell.library.readers.guard import document
 from deepwell.library.readers.tokens import estimate_tokens
 from deepwell.library.records import Document, Passage, Place
 from deepwell.library.senses.recordings import RecordingFacts, facts
+from deepwell.library.senses.speech import join_words
 
 LONG_PAUSE = 1.8
 """Seconds of silence that a passage does not cross."""
@@ -123,7 +124,7 @@ def spoken(transcript: Transcript) -> Iterator[Passage]:
     for utterance in transcript.utterances:
         words.extend(utterance.words or (Word(utterance.text, utterance.start, utterance.end),))
     for part in _thoughts(words):
-        yield from (_passage(share) for share in _shares(part))
+        yield from (_passage(share, transcript.language) for share in _shares(part))
 
 
 def _thoughts(words: Sequence[Word]) -> Iterator[list[Word]]:
@@ -166,9 +167,9 @@ def _tokens(words: Sequence[Word]) -> float:
     return sum(estimate_tokens(word.text + " ") for word in words)
 
 
-def _passage(words: Sequence[Word]) -> Passage:
+def _passage(words: Sequence[Word], language: str) -> Passage:
     start, end = max(0.0, words[0].start), max(word.end for word in words)
-    return Passage(" ".join(word.text for word in words), Place(start=start, end=max(start, end)))
+    return Passage(join_words(words, language), Place(start=start, end=max(start, end)))
 
 
 def audible(tags: Sequence[SoundTag]) -> Iterator[Passage]:

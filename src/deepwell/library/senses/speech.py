@@ -33,6 +33,9 @@ MODEL = "whisper-tiny"
 LONG_PAUSE = 0.8
 """Seconds of silence that end an utterance."""
 
+SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+"""Languages written without spaces between words."""
+
 _BLOCK_SECONDS = 300.0
 _SEEK_SECONDS = 15.0
 _SILENT = 0.002  # -54 dB of full scale: below the noise of any room that is spoken in
@@ -79,7 +82,7 @@ class SpeechListener:
                     languages[language] += len(heard)
             start += len(block) / RATE
         language = languages.most_common(1)[0][0] if languages else ""
-        return Transcript(tuple(utterances(words)), language, round(start, 3))
+        return Transcript(tuple(utterances(words, language)), language, round(start, 3))
 
     def _hear(self, block: NDArray[np.float32], start: float, *, likely: str | None) -> tuple[str, list[Word]]:
         """Language and words of one block, times counted from the start of the recording."""
@@ -94,14 +97,17 @@ class SpeechListener:
         segments, info = self.model.transcribe(block, **settings)
         if likely is not None and info.language != likely and info.language_probability < 0.7:
             segments, info = self.model.transcribe(block, language=likely, **settings)
-        words = [
-            Word(word.word.strip(), round(start + float(word.start), 2), round(start + float(word.end), 2))
-            for segment in segments
-            if is_believable(segment)
-            for word in segment.words or ()
-            if word.word.strip()
-        ]
-        return str(info.language), words
+        language = str(info.language)
+        words: list[Word] = []
+        for word in (word for segment in segments if is_believable(segment) for word in segment.words or ()):
+            text, begin, end = word.word, start + float(word.start), start + float(word.end)
+            if words and not text.startswith(" ") and language not in SPACELESS:
+                # Whisper's tokens cut "ill-disposed" in two; what has no space before it belongs to the word before.
+                last = words.pop()
+                words.append(Word(last.text + text.strip(), last.start, round(end, 2)))
+            elif text.strip():
+                words.append(Word(text.strip(), round(begin, 2), round(end, 2)))
+        return language, words
 
 
 def blocks(
@@ -147,17 +153,23 @@ def is_believable(segment: Any) -> bool:
     return not (bare.startswith(_PHANTOMS) and len(bare) < 40 and segment.no_speech_prob > 0.4)
 
 
-def utterances(words: Iterable[Word], *, pause: float = LONG_PAUSE) -> Iterator[Utterance]:
+def utterances(words: Iterable[Word], language: str = "", *, pause: float = LONG_PAUSE) -> Iterator[Utterance]:
     """Words in order of time, grouped where no silence is as long as ``pause`` seconds."""
     group: list[Word] = []
     for word in words:
         if group and word.start - group[-1].end >= pause:
-            yield _utterance(group)
+            yield _utterance(group, language)
             group = []
         group.append(word)
     if group:
-        yield _utterance(group)
+        yield _utterance(group, language)
 
 
-def _utterance(words: list[Word]) -> Utterance:
-    return Utterance(" ".join(word.text for word in words), words[0].start, max(w.end for w in words), tuple(words))
+def join_words(words: Iterable[Word], language: str) -> str:
+    """Words as a text, in the way that their language is written."""
+    return ("" if language in SPACELESS else " ").join(word.text for word in words)
+
+
+def _utterance(words: list[Word], language: str) -> Utterance:
+    end = max(word.end for word in words)
+    return Utterance(join_words(words, language), words[0].start, end, tuple(words))
