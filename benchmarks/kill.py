@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py [--kills 50] [--files 400] [--seed 0]
 
-Each round starts a process that syncs a folder in which files were added, changed, moved, deleted and copied since the
-library was last in step, kills it (SIGKILL, with its workers) after a random time, and checks that the library can still
+Each round starts a process that syncs a folder in which files were added, changed, moved, deleted and copied since
+the library was last in step, kills it (SIGKILL, with its workers) after a random time, and checks that the library can still
 be searched. Then a sync that nobody disturbs must leave exactly the paths, passages and vectors that a library
 indexed from nothing has: nothing lost, nothing twice. Readers and encoder are the fakes of ``deepwell.testing``, so
 that the moments of a run are spread over commits rather than over encoding.

@@ -49,6 +49,12 @@ class UnreadableFileError(DeepwellError):
     code = "unreadable-file"
 
 
+class UnknownKindError(UnreadableFileError):
+    """A file that is not of a kind that any reader knows. Indexing passes it over, without counting it as failed."""
+
+    code = "unknown-kind"
+
+
 class MissingModelError(DeepwellError):
     """A model that is not on this machine. The hint names the command that fetches it."""
 

@@ -34,6 +34,12 @@ from deepwell.library.store.rows import printable
 _TEXTS_AT_ONCE = 1000
 
 
+def _reader_versions() -> dict[str, int]:
+    from deepwell.library.readers import available
+
+    return {reader.name: reader.version for reader in available()}
+
+
 def _nothing_arrived(name: str) -> bool:  # noqa: ARG001
     return False
 
@@ -55,7 +61,7 @@ class Options:
     setup: Setup = field(default_factory=Setup)
     workers: int | None = None
     limits: Limits = field(default_factory=Limits)
-    reader_versions: Callable[[], dict[str, int]] = dict
+    reader_versions: Callable[[], dict[str, int]] = _reader_versions
     present: Callable[[str], bool] = _nothing_arrived
     cut: Cutter | None = None
     wait_s: float = 0.0

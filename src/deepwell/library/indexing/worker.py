@@ -39,13 +39,14 @@ class Setup:
     """Where a worker finds readers and senses, as ``module:name``.
 
     Attributes:
-        choose: A function from a path to the ``Reader`` for it, or None when there is none.
+        choose: A function from a path to the ``Reader`` for it; when there is none it gives None, or raises an error
+            with the code ``unknown-kind``.
         senses: A function without arguments that makes the ``Senses``.
         sys_path: The parent's, so that the worker imports the same code.
     """
 
     choose: str = "deepwell.library.readers:choose"
-    senses: str = "deepwell.library.senses:Senses"
+    senses: str = "deepwell.library.senses.local:one_thread"
     sys_path: tuple[str, ...] = ()
 
 
@@ -63,6 +64,9 @@ class Task:
     known: tuple[tuple[str, str, int], ...] = ()
     slow: bool = False
 
+
+UNKNOWN_KIND = "unknown-kind"
+"""The code of an error of ``choose`` that says: no reader is for such files."""
 
 Result = Literal["read", "same", "later", "skipped", "failed", "gone"]
 
@@ -141,6 +145,8 @@ def read_file(task: Task, choose: Callable[[Path], Reader | None], senses: Calla
     except (MissingModelError, MissingExtraError) as error:
         return _failure(file_hash, error.message, error.hint, environment=True)
     except DeepwellError as error:
+        if error.code == UNKNOWN_KIND:
+            return Outcome("skipped")
         return _failure(file_hash, error.message, error.hint)
     except PermissionError:
         return _failure(file_hash, "no permission to read it", "Change its permissions, then: deepwell sync")

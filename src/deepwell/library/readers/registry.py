@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from deepwell.errors import UnreadableFileError
+from deepwell.errors import UnknownKindError, UnreadableFileError
 from deepwell.library.protocols import Reader
 from deepwell.library.readers.containers import OLE2, ZIP, ole2_kind, zip_suffix
 from deepwell.library.readers.decoding import looks_like_text
@@ -99,4 +99,4 @@ def _unknown(path: Path, head: bytes, suffix: str) -> UnreadableFileError:
     named = any(suffix in reader.suffixes for reader in available())
     if named and not looks_like_text(head):
         return UnreadableFileError(f"{shown(path)} is damaged or is not what its name says: no {suffix} file begins so")
-    return UnreadableFileError(f"{shown(path)} is not a kind of file Deepwell reads")
+    return UnknownKindError(f"{shown(path)} is not a kind of file Deepwell reads")

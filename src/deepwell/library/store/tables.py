@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,19 +27,36 @@ _LAST = 2**64 - 1
 _TRIES = 6
 
 
+_SETTLED_NS = 100_000_000
+_listed: dict[str, tuple[int, int]] = {}
+
+
 def newest_version(tables: Path, name: str) -> int:
-    """The newest committed version of a table; -1 when there is no such table."""
-    newest = -1
+    """The newest committed version of a table; -1 when there is no such table.
+
+    A listing is trusted as long as the folder's time is the same, provided the folder had been quiet for a while when
+    it was listed: clocks of file systems are coarse, and two commits may fall into one tick.
+    """
+    folder = f"{tables}/{name}.lance/_versions"
     try:
-        with os.scandir(tables / f"{name}.lance" / "_versions") as entries:
-            for entry in entries:
-                stem, _, suffix = entry.name.partition(".")
-                if suffix == "manifest" and stem.isdigit():
-                    number = int(stem)
-                    newest = max(newest, _LAST - number if len(stem) == 20 else number)
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116  (asked some times in each search)
+        known = _listed.get(folder)
+        if known is not None and known[0] == changed:
+            return known[1]
+        started = time.time_ns()
+        newest = max(map(_version, os.listdir(folder)), default=-1)  # noqa: PTH208
     except FileNotFoundError:
-        pass
+        return -1
+    if started - changed > _SETTLED_NS:
+        _listed[folder] = (changed, newest)
     return newest
+
+
+def _version(name: str) -> int:
+    stem, _, suffix = name.partition(".")
+    if suffix != "manifest" or not stem.isdigit():
+        return -1
+    return _LAST - int(stem) if len(stem) == 20 else int(stem)
 
 
 class Tables:
