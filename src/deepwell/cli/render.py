@@ -234,9 +234,10 @@ def _space(space: SpaceStatus) -> Text:
 
 
 def notices(out: Console, lines: Sequence[str]) -> None:
-    """What a person should know, one line each."""
+    """What a person should know, one line each; paths below here are shortened."""
+    here = f"{Path.cwd()}{os.sep}"
     for line in lines:
-        out.print(Text("note  ", "yellow") + Text(plain(line)), soft_wrap=True)
+        out.print(Text("note  ", "yellow") + Text(plain(line.replace(here, ""))), soft_wrap=True)
 
 
 def size(count: float) -> str:
