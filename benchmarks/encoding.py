@@ -4,9 +4,9 @@
     python benchmarks/encoding.py --retrieval           # also nDCG@10 on Cranfield by precision and by longest input
     python benchmarks/encoding.py --only passages --texts 2000
 
-Texts are titles and abstracts of CACM and CISI (``DEEPWELL_DATA``), a fixed sample; without that data the script says
-so and ends. The peers run as their own defaults: transformers as most people write it (batches of 32, sorted by length),
-txtai's vectors through its own ``Embeddings.batchtransform``; sentence-transformers where it is installed.
+Texts are a fixed sample of the titles and abstracts of CACM and CISI (``DEEPWELL_DATA``); without that data the script
+says so and ends. The peers run as their own defaults: transformers as most people write it (batches of 32, sorted by
+length), txtai's vectors through ``Embeddings.batchtransform``; sentence-transformers where it is installed.
 
 Rounds are interleaved (every way once, then again) and the best round counts, so that a busy machine slows all alike.
 Texts for each second of processor time are printed too: less is disturbed there by what else the machine does.
