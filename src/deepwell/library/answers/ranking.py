@@ -44,7 +44,7 @@ NEAR = 0.6
 LENT = 0.5
 """What a word is worth that stands only in the sentence before one that points back to it."""
 
-WEIGHTS = {"cover": 4.5, "context": 0.4, "rank": 0.8, "meaning": 5.0, "cue": 0.5, "shape": 1.5, "pairs": 0.8}
+WEIGHTS = {"cover": 4.5, "context": 0.4, "rank": 0.8, "meaning": 5.0, "cue": 0.8, "shape": 1.5, "pairs": 0.8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
     ranks = {piece.n: 1.0 / (1 + position) for position, piece in enumerate(evidence)}
 
     rows: list[dict[str, float]] = []
-    for i, (piece, _, span) in enumerate(found):
+    for i, (piece, order, span) in enumerate(found):
         text = span.of(piece.text)
         around = words[i]
         if i and found[i - 1][0].n == piece.n:
@@ -113,7 +113,7 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
         if i + 1 < len(found) and found[i + 1][0].n == piece.n:
             around |= words[i + 1]
         cover = asked.cover(words[i])
-        if i and found[i - 1][0].n == piece.n and _POINTS_BACK.match(text):
+        if order and _POINTS_BACK.match(text):
             cover += LENT * (asked.cover(words[i] | words[i - 1]) - cover)
         ordered = in_order[i]
         pairs = len(asked.pairs & frozenset(pairwise(ordered)))
@@ -130,7 +130,7 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
     scores = [_total(row) for row in rows]
     if encoder is not None:
         best = sorted(range(len(found)), key=lambda i: -scores[i])[:ENCODED]
-        cosines = similarity(question, [found[i][2].of(found[i][0].text) for i in best], encoder)
+        cosines = similarity(question, [_with_subject(found, i) for i in best], encoder)
         floor = float(cosines.min())  # what was not compared is taken to mean no more than the least of those that were
         for row in rows:
             row["meaning"] = floor
@@ -142,6 +142,14 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
         for (piece, index, span), row, score, held in zip(found, rows, scores, words, strict=True)
     ]
     return sorted(candidates, key=lambda candidate: -candidate.score)
+
+
+def _with_subject(found: Sequence[tuple[Evidence, int, Span]], i: int) -> str:
+    """A sentence as it is compared in meaning: one that points back together with the sentence before it."""
+    piece, order, span = found[i]
+    if order and _POINTS_BACK.match(span.of(piece.text)):
+        span = Span(found[i - 1][2].start, span.end)
+    return span.of(piece.text)
 
 
 def _total(signals: dict[str, float]) -> float:
