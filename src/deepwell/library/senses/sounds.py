@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,8 +55,9 @@ class SoundListener:
             raise ModelSourceError(f"{self.folder} holds no .tflite file", hint=f"Run: deepwell models pull {MODEL}")
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(model_path=str(files[0]), num_threads=self.threads or 1)
-        interpreter.allocate_tensors()
+        with _hushed():
+            interpreter = Interpreter(model_path=str(files[0]), num_threads=self.threads or 1)
+            interpreter.allocate_tensors()
         return interpreter
 
     @cached_property
@@ -97,6 +101,20 @@ class SoundListener:
         scores = np.asarray(self.interpreter.get_tensor(self.interpreter.get_output_details()[0]["index"]))
         mean: NDArray[np.float32] = scores.reshape(-1, len(self.names)).mean(axis=0, dtype=np.float32)
         return mean
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """LiteRT announces its delegate on the process's standard error, below Python's; it is turned away meanwhile."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def stretches(scores: NDArray[np.float32], names: Sequence[str], step: float, seconds: float) -> list[SoundTag]:
