@@ -38,7 +38,7 @@ def arrange(store: Store, ranked: Sequence[Scored], query: Query, scope: Scope |
     seen: dict[str, int] = {}
     narrow = scope is not None and len(scope.documents) == 1
     wanted = [item.passage_id for item in ranked]
-    step = 2 * query.limit
+    step = query.limit + 2
     for start in range(0, len(wanted), step):
         for passage in store.passages(wanted[start : start + step], within=scope):
             count = seen[passage.document_id] = seen.get(passage.document_id, 0) + 1

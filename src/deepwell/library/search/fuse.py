@@ -54,16 +54,17 @@ def words_weight(surprised: float, library_size: int) -> float:
     return float(np.clip(0.5 * (max(surprised, 0.0) / even) ** 0.5, 0.5, MOST))
 
 
-def spread_out(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bring scores to 0..1 by the least and the greatest; nan (no score is possible) stays nan.
+def spread_out(scores: NDArray[np.float32], leading: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Bring scores to 0..1 by the least and the greatest among ``leading``; nan (no score is possible) stays nan.
 
     All equal scores become 1: they were all found, and equally.
     """
     known = np.isfinite(scores)
-    low, high = float(scores[known].min()), float(scores[known].max())
+    chosen = known if leading is None or not (known & leading).any() else known & leading
+    low, high = float(scores[chosen].min()), float(scores[chosen].max())
     if high <= low:
-        return np.where(known, 1.0, np.nan).astype(np.float32)
-    return ((scores - low) / (high - low)).astype(np.float32)
+        return np.asarray(np.where(known, 1.0, np.nan), dtype=np.float32)
+    return np.asarray(np.clip((scores - low) / (high - low), 0.0, 1.0), dtype=np.float32)
 
 
 def weighted(shares: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float]) -> NDArray[np.float32]:

@@ -75,10 +75,12 @@ class Resident:
         self._masks: tuple[WordIndex, frozenset[str], NDArray[np.bool_]] | None = None
         self._searches = 0
 
-    def census(self) -> Census:
-        """The passages of the library as of now."""
-        generation = self._store.generation
+    def census(self, *, renew: bool = False) -> Census:
+        """The passages of the library: as of now with ``renew``, else as of the last time that was asked."""
         census = self._census
+        if census is not None and not renew:
+            return census  # asking the store costs a few system calls, and a search asks often
+        generation = self._store.generation
         if census is None or census.generation != generation:
             rows = self._store.live_passages(("passage_id", "modality"))
             kinds = {name: number for number, name in enumerate(MODALITIES)}
@@ -103,7 +105,7 @@ class Resident:
 
     def words(self) -> WordIndex | None:
         """The word index, if it is ready and up to date; else it is being built, or the library is too large."""
-        generation = self._store.generation
+        generation = self.census().generation
         if self._index is not None and self._index[0] == generation:
             return self._index[1]
         with self._lock:
@@ -117,7 +119,7 @@ class Resident:
     def build(self) -> WordIndex | None:
         """Bring the word index up to date now and return it; None when the library is too large for it."""
         with self._building:
-            census = self.census()
+            census = self.census(renew=True)
             if len(census.ids) > LARGEST:
                 return None
             if self._index is not None and self._index[0] == census.generation:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class _Pool:
 
     ids: list[str]
     modality: NDArray[np.int8]
+    leading: NDArray[np.bool_]
     raw: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -117,6 +119,7 @@ class Searcher:
         """
         started = time.perf_counter()
         notices: list[str] = []
+        self._resident.census(renew=True)
         scope = self._store.scope(query.filters)
         hits: tuple[Scored, ...] = ()
         if scope is None or scope.contents:
@@ -153,13 +156,17 @@ class Searcher:
         depth = max(DEPTH, 3 * query.limit)
         index = self._resident.words()
         words = self._words_arm(intent, index, scope)
-        pending = self._threads.submit(words.retrieve, self._store, depth, scope) if words else None
+        pending = None
+        if words and words.index is not None:
+            words.retrieve(self._store, depth, scope)  # a fraction of a millisecond: less than a thread's switch
+        elif words:
+            pending = self._threads.submit(words.retrieve, self._store, depth, scope)
         arms = self._vector_arms(query, text, heard, scope, notices)
         for arm in arms:
             arm.retrieve(self._store, depth)
         if pending is not None:
             pending.result()
-        pool = self._pool([*(dict.fromkeys(words.found) if words else ()), *(i for arm in arms for i in arm.found)])
+        pool = self._pool([words.found if words else (), *(arm.found for arm in arms)])
         if not pool.ids:
             return ()
         if words:
@@ -217,11 +224,13 @@ class Searcher:
                 scopes.append(self._store.scope(dataclasses.replace(filters, kinds=(kind,))))
         return tuple(scopes)
 
-    def _pool(self, ids: Sequence[str]) -> _Pool:
+    def _pool(self, lists: Sequence[Iterable[str]]) -> _Pool:
+        """Candidates from the arms' lists. The first ``DEPTH`` of each set the scale, however many were asked for."""
         census = self._resident.census()
-        unique = [i for i in dict.fromkeys(ids) if i in census.numbers]
+        leaders = {i for found in lists for i in islice(found, DEPTH)}
+        unique = [i for i in dict.fromkeys(chain.from_iterable(lists)) if i in census.numbers]
         modality = census.modality[[census.numbers[i] for i in unique]] if unique else np.zeros(0, np.int8)
-        return _Pool(unique, modality)
+        return _Pool(unique, modality, np.fromiter((i in leaders for i in unique), dtype=bool, count=len(unique)))
 
     def _complete_words(self, words: WordsArm, pool: _Pool) -> None:
         if words.index is None:
@@ -251,7 +260,7 @@ class Searcher:
             raw = (vectors @ arm.vector).astype(np.float32) if vectors.shape[1] == len(arm.vector) else _nothing(pool)
             pool.raw[arm.name] = raw
             if np.isfinite(raw).any():
-                pool.shares[arm.name] = fuse.spread_out(self._calibrated(raw, arm, pool))
+                pool.shares[arm.name] = fuse.spread_out(self._calibrated(raw, arm, pool), pool.leading)
                 weights[arm.name] = arm.weight * (1 - share_of_words)
         if not pool.shares:
             pool.score = np.zeros(len(pool.ids), np.float32)
@@ -312,9 +321,9 @@ class Searcher:
             first = order[: feedback.EXAMPLES]
             examples = self._store.vectors(TEXT, [pool.ids[row] for row in first])
             meaning.vector = feedback.moved_vector(meaning.vector, examples, pool.score[first])
-            found = dict(meaning.found)
+            before = set(meaning.found)
             meaning.retrieve(self._store, depth)
-            more += [i for i in meaning.found if i not in found]
+            more += [i for i in meaning.found if i not in before]
         if words is not None and words.index is not None:
             first = order[: feedback.TERM_EXAMPLES]
             rows = np.asarray([words.index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
@@ -322,13 +331,19 @@ class Searcher:
             words.terms = feedback.expanded_terms(words.index, words.terms, rows[here], pool.score[first][here])
             if words.match_text and len(words.index) == len(self._resident.census().ids):
                 more += best(words.index, words.terms, depth, words.allowed)
-        wider = self._pool([*pool.ids, *more]) if more else pool
+        wider = self._widened(pool, more) if more else pool
         if wider is not pool and words is not None and words.index is not None:
             self._index_more(words, wider, intent)
         self._score(wider, words, arms, intent)
         first = order[: feedback.KEPT]
         kept = np.asarray([wider.rows[pool.ids[row]] for row in first], dtype=np.int64)
         feedback.keep_first(wider.score, kept, pool.score[first])
+        return wider
+
+    def _widened(self, pool: _Pool, more: Sequence[str]) -> _Pool:
+        wider = self._pool([pool.ids, more])
+        led = dict(zip(pool.ids, pool.leading, strict=True))
+        wider.leading = np.fromiter((led.get(i, True) for i in wider.ids), dtype=bool, count=len(wider.ids))
         return wider
 
     def _index_more(self, words: WordsArm, pool: _Pool, intent: Intent) -> None:
