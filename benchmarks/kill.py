@@ -3,8 +3,8 @@
     python benchmarks/kill.py [--kills 50] [--files 400] [--seed 0]
 
 Each round starts a process that syncs a folder in which files were added, changed, moved, deleted and copied since
-the library was last in step, kills it (SIGKILL, with its workers) after a random time, and checks that the library can still
-be searched. Then a sync that nobody disturbs must leave exactly the paths, passages and vectors that a library
+the library was last in step, kills it (SIGKILL) after a random time, and checks that the library can still be
+searched. Then a sync that nobody disturbs must leave exactly the paths, passages and vectors that a library
 indexed from nothing has: nothing lost, nothing twice. Readers and encoder are the fakes of ``deepwell.testing``, so
 that the moments of a run are spread over commits rather than over encoding.
 """
@@ -48,7 +48,8 @@ def make_indexer(library: Path, seed: int = 0) -> object:
     here = (str(Path(__file__).parent), *sys.path)
     setup = Setup(f"{Path(__file__).stem}:choose", f"{Path(__file__).stem}:senses", sys_path=here)
     encoders = Encoders(text=HashEncoder(seed=seed))
-    return Indexer(Store.open(library, create=True), encoders=encoders, options=Options(setup=setup, workers=2))
+    options = Options(setup=setup, workers=2, reader_versions=dict)
+    return Indexer(Store.open(library, create=True), encoders=encoders, options=options)
 
 
 def write_file(path: Path, random_: random.Random) -> None:

@@ -29,7 +29,9 @@ class Place:
         self.store = Store.open(tmp_path / "library", create=True)
         self.encoder = HashEncoder()
         self.told: list[Progress] = []
-        options = Options(setup=SETUP, workers=1, limits=Limits(fast_s=3, slow_s=3, memory_mb=150))
+        options = Options(
+            setup=SETUP, workers=1, reader_versions=dict, limits=Limits(fast_s=3, slow_s=3, memory_mb=150)
+        )
         self.indexer = Indexer(
             self.store, encoders=Encoders(text=self.encoder), options=options, progress=self.told.append
         )
@@ -261,7 +263,7 @@ def test_a_file_named_by_itself_that_is_deleted(place: Place) -> None:
 
 def test_names_that_are_not_utf8(place: Place) -> None:
     name = os.fsencode(place.folder) + b"/caf\xe9.txt"
-    with open(name, "w") as file:
+    with open(name, "w") as file:  # noqa: PTH123  (bytes, not a Path)
         file.write("latin words")
     report = place.indexer.add([place.folder])
     assert (report.added, report.failed) == (1, ())

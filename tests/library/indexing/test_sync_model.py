@@ -67,7 +67,7 @@ class Folder(RuleBasedStateMachine):
         self.store = Store.open(self.scratch / "library", create=True)
         self.encoder = HashEncoder(dim=4)
         encoders = Encoders(text=self.encoder)
-        self.indexer = Indexer(self.store, encoders=encoders, options=Options(setup=Setup()))
+        self.indexer = Indexer(self.store, encoders=encoders, options=Options(setup=Setup(), reader_versions=dict))
         self.write("", "anchor.txt", "always here")
         self.synced: dict[str, str] = {}
         self.indexer.add([self.root])
