@@ -49,14 +49,16 @@ def pdfs(data: Path) -> None:
         with gzip.open(reference, "rt", encoding="utf-8") as file:
             share = recall(file.read(), text_of(document))
         pages = int(document.metadata["pages"])
-        print(f"  {path.name:40} {share:.4f}  {pages} pages, {len(document.passages)} passages, {pages / took:.0f} pages/s")
+        found = f"{pages} pages, {len(document.passages)} passages, {pages / took:.0f} pages/s"
+        print(f"  {path.name:40} {share:.4f}  {found}")
 
 
 def scans(data: Path, senses: Senses) -> None:
     print("\nOCR: word recall on scanned pages against their transcripts")
     shares = []
     for reference in sorted((data / "documents" / "scans").glob("*.txt")):
-        path = next((reference.with_suffix(end) for end in (".tif", ".png") if reference.with_suffix(end).exists()), None)
+        pictures = (reference.with_suffix(suffix) for suffix in (".tif", ".png"))
+        path = next((picture for picture in pictures if picture.exists()), None)
         if path is None:
             continue
         document = choose(path).read(path, senses)
@@ -89,7 +91,8 @@ def sizes(data: Path) -> None:
         counts = [len(tokenizer.encode(passage.text, add_special_tokens=False).ids) for passage in passages]
         ratio = sum(estimate_tokens(passage.text) for passage in passages) / sum(counts)
         within = sum(MIN_TOKENS <= count <= MAX_TOKENS for count in counts) / len(counts)
-        print(f"  {name:40} estimate/true {ratio:.3f}  within {MIN_TOKENS}-{MAX_TOKENS}: {within:.1%}  most {max(counts)}")
+        span = f"within {MIN_TOKENS}-{MAX_TOKENS}: {within:.1%}"
+        print(f"  {name:40} estimate/true {ratio:.3f}  {span}  most {max(counts)}")
 
 
 def main() -> None:
@@ -99,9 +102,9 @@ def main() -> None:
         return
     pdfs(data)
     try:
-        from deepwell.library.senses import Senses as RealSenses
+        from deepwell.library.senses import LocalSenses
 
-        scans(data, RealSenses())
+        scans(data, LocalSenses())
     except (DeepwellError, ImportError) as error:
         print(f"  not measured: {error}")
     sizes(data)

@@ -129,7 +129,7 @@ def test_html_of_menus_only_and_very_deep_html(tmp_path: Path) -> None:
     menu = "<html><body><nav>Where to go from here</nav></body></html>"
     assert read(HtmlReader(), tmp_path / "a.html", menu).passages[0].text == "Where to go from here"
     deep = "<html><body>" + "<div>" * 20_000 + "bottom" + "</div>" * 20_000
-    read(HtmlReader(), tmp_path / "b.html", deep)
+    assert read(HtmlReader(), tmp_path / "b.html", deep).passages[0].text == "bottom"
     latin = '<html><head><meta charset="iso-8859-1"></head><body><p>caf\xe9 au lait'.encode("latin-1")
     assert read(HtmlReader(), tmp_path / "c.html", latin).passages[0].text == "café au lait"
 

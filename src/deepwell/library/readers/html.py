@@ -35,6 +35,13 @@ _BREAKING = frozenset(
 )
 _DATES = ("article:published_time", "date", "dc.date", "dcterms.created", "dc.date.issued")
 _DEPTH = 2000
+# The parser needs time quadratic in the depth of a tree. Elements that may stay open do not count.
+_DEEPEST = 3000
+_TAG = re.compile(r"<(/?)([a-zA-Z][\w:-]{0,30})[^<>]{0,4000}>")
+_MAY_STAY_OPEN = frozenset(
+    "p li dt dd tr td th thead tbody tfoot option br img hr meta link input col area base wbr source track html body "
+    "head".split()
+)
 
 
 class HtmlReader:
@@ -76,7 +83,7 @@ class HtmlPage:
     def __init__(self, source: str) -> None:
         with needs():
             from selectolax.lexbor import LexborHTMLParser
-        self._tree: Any = LexborHTMLParser(source)
+        self._tree: Any = LexborHTMLParser(_flattened(source) if _is_too_deep(source) else source)
         self.metadata = self._facts()
         head = self._tree.css_first("title")
         self.title = one_line(head.text()) if head is not None else ""
@@ -217,6 +224,23 @@ class _Walk:
                     self._add(cell, "prose")
             return
         self._add("\n".join(" | ".join(row) for row in rows if any(row)), "lines")
+
+
+def _is_too_deep(source: str) -> bool:
+    if source.count("<") < _DEEPEST:
+        return False
+    depth = 0
+    for tag in _TAG.finditer(source):
+        if tag[2].lower() not in _MAY_STAY_OPEN and not tag[0].endswith("/>"):
+            depth = max(0, depth - 1) if tag[1] else depth + 1
+            if depth > _DEEPEST:
+                return True
+    return False
+
+
+def _flattened(source: str) -> str:
+    """The text of a page that is nested beyond reason, as one paragraph."""
+    return "<p>" + re.sub(r"<[^<>]*>", " ", source).replace("<", " ")
 
 
 def _is_around(node: Any) -> bool:

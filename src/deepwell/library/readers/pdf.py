@@ -198,4 +198,3 @@ def _outline(pdf: Any) -> dict[int, list[tuple[int, str]]]:
 def _limited(entries: Iterator[Any], limit: int) -> Iterator[Any]:
     for _, entry in zip(range(limit), entries, strict=False):
         yield entry
-

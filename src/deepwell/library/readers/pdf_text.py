@@ -86,7 +86,6 @@ class _Boxes:
             return None
         return self._box(left.value, top.value, right.value, bottom.value)
 
-
     def baseline(self, at: int) -> tuple[float | None, float]:
         """(height of a character's baseline from the top, size of its font)."""
         x, y = self._corners[:2]
