@@ -135,24 +135,27 @@ def test_an_archive_cannot_write_outside(fetched, add_model, tmp_path: Path) -> 
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_class_names_are_made_from_two_tables(fetched, add_model) -> None:
+def test_class_names_are_made_from_tables(fetched, add_model) -> None:
     files = {
         "order.txt": b"n02\nn01\n",
         "words.txt": b"n01\ttench, Tinca tinca\nn02\tgoldfish, Carassius auratus\nn03\tcat\n",
+        "meanings.txt": b"n02\ta golden fish of ponds\nn01\ta game fish\n",
         "weights.bin": b"1",
     }
-    made = {"make": "imagenet-labels", "from": ["order.txt", "words.txt"], "files": ["weights.bin"]}
+    made = {"make": "imagenet-labels", "from": ["order.txt", "words.txt", "meanings.txt"], "files": ["weights.bin"]}
     add_model("mine", {**fetched("mine", files), **made}, files=("weights.bin", "labels.txt"))
     models.pull("mine")
     place = models.folder("mine")
     assert (place / "labels.txt").read_text() == "goldfish\ntench\n"
     assert (place / "synonyms.txt").read_text() == "goldfish, Carassius auratus\ntench, Tinca tinca\n"
+    assert (place / "definitions.txt").read_text() == "a golden fish of ponds\na game fish\n"
     assert not (place / "order.txt").exists()
 
 
 def test_class_names_with_a_hole_are_refused(fetched, add_model) -> None:
-    made = {"make": "imagenet-labels", "from": ["order.txt", "words.txt"], "files": []}
-    add_model("mine", {**fetched("mine", {"order.txt": b"n02", "words.txt": b"n01\tx"}), **made}, files=("labels.txt",))
+    made = {"make": "imagenet-labels", "from": ["order.txt", "words.txt", "meanings.txt"], "files": []}
+    files = {"order.txt": b"n02", "words.txt": b"n01\tx", "meanings.txt": b"n01\ty"}
+    add_model("mine", {**fetched("mine", files), **made}, files=("labels.txt",))
     with pytest.raises(ModelSourceError, match="no n02"):
         models.pull("mine")
 
