@@ -318,6 +318,8 @@ class Run:
         """Encode until nothing is missing, then let the encoder's table answer."""
         self._filler.flush()
         total = self._filler.encoded + self._filler.look()
+        if total:
+            self._report.tell("vectors", self._filler.encoded, total)
         while self._filler.step():
             self._report.tell("vectors", self._filler.encoded, total)
         self._filler.switch()
