@@ -252,8 +252,7 @@ class Searcher:
                 if words.weight is None:
                     words.weight = self._words_weight(words, float(raw.max()))
                 share_of_words = words.weight
-                # A word absent is a score of nothing, also when every candidate holds one.
-                pool.shares["words"] = raw / raw.max()
+                pool.shares["words"] = fuse.spread_out(raw, pool.leading)
                 weights["words"] = share_of_words
         for arm in arms:
             vectors = self._store.vectors(arm.space, pool.ids)
