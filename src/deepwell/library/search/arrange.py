@@ -2,8 +2,7 @@
 
 A long document that fits the query has many passages that fit; ten of them would hide every other document. At most
 ``PER_DOCUMENT`` of one document stand before passages of others; the rest follow if there is room. A passage's score is
-its own: evidence from its neighbours changed the order of the test collections for the worse more often than for the
-better (docs/measurements.md).
+its own; whether its neighbours' evidence should lift it has not been measured.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A search always ranks something first. Scores are brought to 0..1 within one sea
   answers a question in the library's own words holds half of it or more; of a question about something else, the
   common words only.
 - ``cosine``: the best of the first passages' cosine with the query, as the encoder gives it. What is near depends on
-  the encoder: for all-MiniLM-L6-v2, unrelated texts lie below 0.25 and answers mostly above 0.4.
+  the encoder, so a threshold must be measured for each.
 - ``deviations``: the same as standard deviations above random passages of the library, which holds for any encoder. In
   a library about one thing every question about that thing lies some 4 above; a question about another thing can too,
   so this is a reason to doubt when it is low and not one to believe when it is high.

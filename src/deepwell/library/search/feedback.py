@@ -11,8 +11,8 @@ Feedback can drift. Three measures keep it in bounds:
 - a term is taken only when several examples hold it, so one document's peculiarities (author names, a journal's
   header) do not become the query;
 - the first few results of the first pass keep their places (``KEPT``). Feedback is for what comes after the answer;
-  where one passage is all there is to find, it could only harm. With this, questions with one right passage lose
-  nothing and topics keep their gain (docs/measurements.md).
+  where one passage is all there is to find, it could only harm. With this, prose questions with one right passage
+  lost nothing and topics kept their gain; descriptions that look for code still lose (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -112,6 +112,6 @@ def keep_first(scores: NDArray[np.float32], first: NDArray[np.int64], first_scor
     others[first] = False
     ceiling = float(first_scores[-1])
     top = float(scores[others].max(initial=0.0))
-    if top >= ceiling:
+    if top > 0 and top >= ceiling:
         scores[others] *= 0.999 * ceiling / top
     scores[first] = first_scores

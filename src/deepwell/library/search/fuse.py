@@ -5,10 +5,9 @@ mean of scores brought to one scale: within a search, the best candidate of an a
 over all candidates). Over 29 public collections that beats adding reciprocals of ranks on 27 (docs/measurements.md).
 
 The weight of words and meaning is chosen for each query from how surprising the best match of the words is: how many
-standard deviations it lies above what a random passage would get, for each word of the query. For prose that is 1 to 7,
-and its size tells nothing about which arm is right (correlation with the arms' difference in nDCG@10: -0.03), so both
-weigh the same. A file name, an error code or a rare surname gives 30 to 100; no other explanation is left than that
-this passage was meant, and the words decide.
+standard deviations it lies above what a random passage would get, for each word of the query. For prose its size
+tells little about which arm is right, so both weigh the same. A term that one passage in N holds gives the root of N; no
+other explanation is left than that this passage was meant, and the words decide.
 """
 
 from __future__ import annotations

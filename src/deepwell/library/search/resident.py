@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deepwell.library.store import Scope, Store
 
 LARGEST = 50_000
-"""Passages up to which the word index is kept in memory (about 2 kB each)."""
+"""Passages up to which the word index is kept in memory."""
 
 SAMPLE = 512
 """Passages of a modality whose vectors stand for all of them."""

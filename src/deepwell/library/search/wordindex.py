@@ -109,7 +109,7 @@ class WordIndex:
 
     @classmethod
     def build(cls, passages: Iterable[tuple[str, str]]) -> WordIndex:
-        """Index (passage id, text) pairs: about 10,000 passages of 150 words a second."""
+        """Index (passage id, text) pairs."""
         vocabulary = Vocabulary()
         ids, counts = [], []
         for passage_id, text in passages:
