@@ -48,7 +48,7 @@ class TermCache(dict[str, tuple[str, ...]]):
 
     def __init__(self) -> None:
         super().__init__()
-        import Stemmer  # type: ignore[import-not-found]
+        import Stemmer
 
         self._stem = Stemmer.Stemmer("english")
 
