@@ -245,3 +245,5 @@ def test_every_command_has_help(deepwell: Call) -> None:
         assert f"  {name} " in top.out
         ran = deepwell(name, "--help")
         assert (ran.code, ran.out.splitlines()[0].split()[:3]) == (0, ["Usage:", "deepwell", name])
+        assert "\\b" not in ran.out
+    assert "\n    deepwell add ~/Documents " in top.out, "examples stand on lines of their own"

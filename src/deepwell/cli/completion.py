@@ -16,7 +16,7 @@ _WHERE = {
 @click.argument("shell", type=click.Choice(list(_WHERE)))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    r"""Print the script that completes deepwell's commands and options in a shell.
+    """Print the script that completes deepwell's commands and options in a shell.
 
     \b
       bash   add to ~/.bashrc:  eval "$(deepwell completion bash)"

@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="deepwell", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, library: Path | None) -> None:
-    r"""Search, ask and analyse your own text, images and audio on your own machine.
+    """Search, ask and analyse your own text, images and audio on your own machine.
 
     \b
       deepwell models pull starter      fetch the small models, once

@@ -28,7 +28,7 @@ def search(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    r"""Find passages by words, a picture or a recording.
+    """Find passages by words, a picture or a recording.
 
     \b
       deepwell search spare key for the dome
