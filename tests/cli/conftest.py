@@ -67,6 +67,7 @@ class FakeLibrary:
     report: AddReport = REPORT
     hits: tuple[Hit, ...] = (HIT,)
     exists: bool = True
+    encoders: dict[str, Any] = field(default_factory=dict)
 
     def _note(self, name: str, args: tuple[Any, ...], more: dict[str, Any]) -> None:
         self.calls.append((name, args, more))
@@ -119,6 +120,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
 
     def opened(path: Path, *, create: bool = True, **more: Any) -> FakeLibrary:
         fake.opened.append((path, create))
+        fake.encoders = more
         if not fake.exists and not create:
             raise LibraryDamagedError(f"there is no library at {path}", hint="Run: deepwell add PATH")
         return fake

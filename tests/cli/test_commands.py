@@ -247,3 +247,9 @@ def test_every_command_has_help(deepwell: Call) -> None:
         assert (ran.code, ran.out.splitlines()[0].split()[:3]) == (0, ["Usage:", "deepwell", name])
         assert "\\b" not in ran.out
     assert "\n    deepwell add ~/Documents " in top.out, "examples stand on lines of their own"
+
+
+@pytest.mark.parametrize("words", [("add", "."), ("sync",)])
+def test_another_encoder_is_handed_on(deepwell: Call, library: FakeLibrary, words: tuple[str, ...]) -> None:
+    assert deepwell(*words, "--text-encoder", "bge-small-en-v1.5").code == 0
+    assert library.encoders == {"text_encoder": "bge-small-en-v1.5", "image_encoder": None}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepwell.cli.options import library_options, open_library, print_json
+from deepwell.cli.options import encoder_options, library_options, open_library, print_json
 
 if TYPE_CHECKING:
     from deepwell.library.records import AddReport
@@ -20,8 +20,16 @@ _retry = click.option("--retry", is_flag=True, help="Read files again that faile
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH...")
 @_retry
+@encoder_options
 @library_options
-def add(paths: tuple[Path, ...], retry: bool, library: Path | None, as_json: bool) -> int:
+def add(
+    paths: tuple[Path, ...],
+    retry: bool,
+    text_encoder: str | None,
+    image_encoder: str | None,
+    library: Path | None,
+    as_json: bool,
+) -> int:
     """Read files and folders into the library.
 
     Words can be searched within seconds; vectors (search by meaning) fill in behind. Stop it at any moment: what is
@@ -29,7 +37,8 @@ def add(paths: tuple[Path, ...], retry: bool, library: Path | None, as_json: boo
     """
     from deepwell.cli.progress import showing
 
-    with open_library(library, create=True) as lib, showing(as_json) as progress:
+    encoders = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    with open_library(library, create=True, **encoders) as lib, showing(as_json) as progress:
         report = lib.add(*paths, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 
@@ -37,16 +46,26 @@ def add(paths: tuple[Path, ...], retry: bool, library: Path | None, as_json: boo
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @_retry
+@encoder_options
 @library_options
-def sync(dry_run: bool, retry: bool, library: Path | None, as_json: bool) -> int:
+def sync(
+    dry_run: bool,
+    retry: bool,
+    text_encoder: str | None,
+    image_encoder: str | None,
+    library: Path | None,
+    as_json: bool,
+) -> int:
     """Bring the library up to date with the folders that were added.
 
     New and changed files are read, moved ones keep what was computed for them, and a file is forgotten only when its
-    folder was read and the file was not there: an unplugged disk loses nothing.
+    folder was read and the file was not there: an unplugged disk loses nothing. With another encoder everything is
+    encoded anew, while searches go on with the old vectors until the new ones are complete.
     """
     from deepwell.cli.progress import showing
 
-    with open_library(library) as lib, showing(as_json) as progress:
+    encoders = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    with open_library(library, **encoders) as lib, showing(as_json) as progress:
         report = lib.sync(dry_run=dry_run, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 

@@ -63,8 +63,21 @@ def filters_from(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_library(library: Path | None, *, create: bool = False) -> Library:
+def encoder_options(command: F) -> F:
+    """Add ``--text-encoder`` and ``--image-encoder`` to a command that makes vectors."""
+    command = click.option("--image-encoder", metavar="NAME", help="From now on, encode pictures by this model.")(
+        command
+    )
+    return click.option("--text-encoder", metavar="NAME", help="From now on, encode words by this model.")(command)
+
+
+def open_library(library: Path | None, *, create: bool = False, **encoders: str | None) -> Library:
     """Open the library named after the command, else before it, else the default one.
+
+    Args:
+        library: The folder named after the command.
+        create: Make it if there is none.
+        encoders: ``text_encoder`` and ``image_encoder`` of ``Library``.
 
     Raises:
         LibraryDamagedError: ``create`` is false and there is no library.
@@ -73,7 +86,7 @@ def open_library(library: Path | None, *, create: bool = False) -> Library:
     from deepwell.paths import default_library
 
     settings = click.get_current_context().find_object(Settings) or Settings()
-    return Library(library or settings.library or default_library(), create=create)
+    return Library(library or settings.library or default_library(), create=create, **encoders)
 
 
 def print_json(value: object) -> None:
