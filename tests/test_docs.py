@@ -97,7 +97,8 @@ def test_the_lock_pins_everything_exactly_and_names_no_index() -> None:
     wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     for requirement in wanted:
         name = re.split(r"[\[<>=! ]", requirement)[0].lower().replace("_", "-")
-        assert name in held or name == "deepwell", requirement
+        # pip comes with every environment and installs the rest; it is not asked to replace itself meanwhile.
+        assert name in held or name in ("deepwell", "pip"), requirement
 
 
 def test_the_example_library_can_be_built_and_is_the_same_each_time(

@@ -37,8 +37,8 @@ def add(
     """
     from deepwell.cli.progress import showing
 
-    encoders = {"text_encoder": text_encoder, "image_encoder": image_encoder}
-    with open_library(library, create=True, **encoders) as lib, showing(as_json) as progress:
+    opened = open_library(library, create=True, text_encoder=text_encoder, image_encoder=image_encoder)
+    with opened as lib, showing(as_json) as progress:
         report = lib.add(*paths, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 
@@ -64,8 +64,8 @@ def sync(
     """
     from deepwell.cli.progress import showing
 
-    encoders = {"text_encoder": text_encoder, "image_encoder": image_encoder}
-    with open_library(library, **encoders) as lib, showing(as_json) as progress:
+    opened = open_library(library, text_encoder=text_encoder, image_encoder=image_encoder)
+    with opened as lib, showing(as_json) as progress:
         report = lib.sync(dry_run=dry_run, retry=retry, progress=progress)
     return _told(report, as_json, failures_told=progress is not None)
 

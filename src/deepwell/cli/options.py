@@ -71,13 +71,19 @@ def encoder_options(command: F) -> F:
     return click.option("--text-encoder", metavar="NAME", help="From now on, encode words by this model.")(command)
 
 
-def open_library(library: Path | None, *, create: bool = False, **encoders: str | None) -> Library:
+def open_library(
+    library: Path | None,
+    *,
+    create: bool = False,
+    text_encoder: str | None = None,
+    image_encoder: str | None = None,
+) -> Library:
     """Open the library named after the command, else before it, else the default one.
 
     Args:
         library: The folder named after the command.
         create: Make it if there is none.
-        encoders: ``text_encoder`` and ``image_encoder`` of ``Library``.
+        text_encoder, image_encoder: As for ``Library``.
 
     Raises:
         LibraryDamagedError: ``create`` is false and there is no library.
@@ -86,7 +92,8 @@ def open_library(library: Path | None, *, create: bool = False, **encoders: str 
     from deepwell.paths import default_library
 
     settings = click.get_current_context().find_object(Settings) or Settings()
-    return Library(library or settings.library or default_library(), create=create, **encoders)
+    folder = library or settings.library or default_library()
+    return Library(folder, create=create, text_encoder=text_encoder, image_encoder=image_encoder)
 
 
 def print_json(value: object) -> None:
