@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_listed_deletes_nothing(place: Place, monkeypatc
 
     monkeypatch.setattr("deepwell.library.indexing.walk.os.scandir", refuse)
     report = place.indexer.sync()
-    assert report.removed == 0 and [failure.reason for failure in report.unseen] == ["no permission"]
+    assert report.removed == 0 and [failure.reason for failure in report.unseen] == ["no permission to look at it"]
     monkeypatch.undo()
     assert place.indexer.sync().removed == 1
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from deepwell.errors import UnreadableFileError
 from deepwell.library.protocols import OcrLine, Reader
-from deepwell.library.readers.image import ImageReader, name_words
+from deepwell.library.readers.image import ImageReader, believed, is_page, name_words
 from deepwell.library.readers.image_facts import image_facts
 from deepwell.library.records import Box, Label
 from deepwell.testing import FakeSenses
@@ -18,6 +20,7 @@ SEEN = (Label("golden retriever dog", 0.8), Label("tennis ball", 0.1), Label("cr
 WRITTEN = (
     OcrLine("Beware of", Box(0.1, 0.1, 0.5, 0.2), 0.99),
     OcrLine("the dog", Box(0.1, 0.3, 0.5, 0.4), 0.98),
+    OcrLine("who bites first", Box(0.1, 0.5, 0.5, 0.6), 0.99),
 )
 
 
@@ -34,7 +37,7 @@ def test_what_it_shows_and_what_it_says(tmp_path: Path) -> None:
     assert whole.labels == SEEN
     assert whole.text == "rex at home\ngolden retriever dog, tennis ball"
     assert text.modality == "text"
-    assert text.text.split() == ["Beware", "of", "the", "dog"]
+    assert text.text.split() == ["Beware", "of", "the", "dog", "who", "bites", "first"]
     assert text.place.boxes == tuple(line.box for line in WRITTEN)
     assert document.metadata["width"] == 40
 
@@ -49,6 +52,32 @@ def test_without_models_it_is_still_found_by_name_and_asks_to_be_read_again(tmp_
 def test_specks_are_not_text(tmp_path: Path) -> None:
     specks = [OcrLine("o", Box(0, 0, 1, 1), 0.6), OcrLine("-.", Box(0, 0, 1, 1), 0.6)]
     assert len(READER.read(save(tmp_path / "a.png"), FakeSenses(lines=specks, seen=SEEN)).passages) == 1
+
+
+def test_a_sign_in_a_photograph_is_part_of_what_it_shows(tmp_path: Path) -> None:
+    everywhere = Box(0, 0, 1, 1)
+    sign = [OcrLine("Bäckerei", Box(0.1, 0.1, 0.5, 0.2), 0.93), OcrLine("W", everywhere, 0.97)]
+    doubted = OcrLine("ABAXIN", everywhere, 0.74)
+    (whole,) = READER.read(save(tmp_path / "a.png"), FakeSenses(lines=[*sign, doubted], seen=SEEN)).passages
+    assert whole.text == "a\ngolden retriever dog, tennis ball\n“Bäckerei”"
+
+
+def test_on_a_page_short_and_doubtful_lines_are_kept(tmp_path: Path) -> None:
+    total = OcrLine("7,-", Box(0.6, 0.7, 0.7, 0.8), 0.6)
+    _, text = READER.read(save(tmp_path / "a.png"), FakeSenses(lines=[*WRITTEN, total], seen=SEEN)).passages
+    assert text.text.endswith("7,-")
+
+
+@given(st.lists(st.tuples(st.text(max_size=2), st.floats(0, 1)), max_size=50))
+def test_no_number_of_specks_makes_a_page(found: list[tuple[str, float]]) -> None:
+    latin = [(text.encode("ascii", "ignore").decode(), score) for text, score in found]
+    assert not is_page([OcrLine(text, Box(0, 0, 1, 1), score) for text, score in latin])
+
+
+def test_a_chinese_sign_and_a_chinese_page() -> None:
+    sign = [OcrLine("出口", Box(0, 0, 1, 1), 0.95)]
+    assert believed(sign) == sign and not is_page(sign)
+    assert is_page([OcrLine("他们说这座灯塔建于那一年", Box(0, 0, 1, 1), 0.99)] * 2)
 
 
 def test_each_page_of_a_scan_is_read(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def refusal(path: Path) -> str:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path / "empty.txt", b"")) == "empty.txt is empty"
+    assert refusal(write(tmp_path / "empty.txt", b"")) == "empty.txt is empty (0 bytes)"
     junk = bytes(range(256)) * 32
     assert "not what its name says" in refusal(write(tmp_path / "junk.txt", junk))
     assert refusal(write(tmp_path / "junk.bin", junk)) == "junk.bin is not a kind of file Deepwell reads"

@@ -1,6 +1,8 @@
 """Every odd picture becomes upright RGB, every bad one a clear error."""
 
 import struct
+import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepwell.errors import UnreadableFileError
-from deepwell.library.senses.pictures import load_rgb, opened, to_rgb
+from deepwell.errors import MissingExtraError, UnreadableFileError
+from deepwell.library.senses.pictures import knows_heic, load_rgb, opened, to_rgb
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -70,13 +72,28 @@ def test_a_truncated_picture_says_so(tmp_path: Path, suffix: str) -> None:
 def test_no_bytes_and_no_picture(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("this is a text")
-    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40)
     with pytest.raises(UnreadableFileError, match="0 bytes"):
         load_rgb(tmp_path / "empty.png")
     with pytest.raises(UnreadableFileError, match="not a picture"):
         load_rgb(tmp_path / "text.png")
-    with pytest.raises(UnreadableFileError, match="pillow-heif"):
-        load_rgb(tmp_path / "phone.heic")
+
+
+def test_heic_needs_its_package_and_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = tmp_path / "phone.heic"
+    phone.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40)
+    knows_heic.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MissingExtraError, match="pillow-heif"):
+        load_rgb(phone)
+    asked: list[bool] = []
+    plugin = types.SimpleNamespace(register_heif_opener=lambda: asked.append(True))
+    knows_heic.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    for _ in range(2):  # this one is no real HEIC, which its package cannot help either
+        with pytest.raises(UnreadableFileError, match="not a picture"):
+            load_rgb(phone)
+    assert asked == [True]
+    knows_heic.cache_clear()
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:

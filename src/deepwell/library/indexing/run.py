@@ -25,6 +25,7 @@ from deepwell.library.store.rows import printable
 ENVIRONMENT = "*"
 """Stands in ``missing`` of a file that failed for what is not installed: it is tried again at each sync."""
 
+_EXTRAS = {"rapidocr": "images", "torch": "images", "faster-whisper": "audio", "ai-edge-litert": "sounds"}
 _FLUSH_PASSAGES = 2_000
 _FLUSH_BYTES = 32 << 20
 _FIRST_FLUSH_S = 0.5
@@ -350,8 +351,15 @@ class Run:
             suffixes = ", ".join(f"{suffix} {count}" for suffix, count in self._skipped.most_common(5))
             lines.append(f"{self._skipped.total()} files are not of a kind that Deepwell reads ({suffixes})")
         for name, count in self._missing.most_common():
-            lines.append(f"{count} files could tell more with {name}")
+            files = "1 file" if count == 1 else f"{count} files"
+            lines.append(f"{files} could tell more with {name}; run: {_how_to_get(name)}")
         return lines + self._filler.problems[:20]
+
+
+def _how_to_get(name: str) -> str:
+    """The command that brings a model, or else a package, that ``Document.missing`` names."""
+    extra = _EXTRAS.get(name)
+    return f'pip install "deepwell[{extra}]"' if extra else f"deepwell models pull {name}"
 
 
 def vanished(path: str) -> bool:

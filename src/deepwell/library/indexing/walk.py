@@ -95,13 +95,13 @@ def _look_at_root(root: str, skipped: frozenset[str], found: Walk) -> None:
     except FileNotFoundError:
         if os.path.islink(root):  # noqa: PTH114
             found.blocked.add(root)
-            found.bad.append(FileFailure(printable(root), "a symbolic link to nothing"))
+            found.bad.append(FileFailure(printable(root), *_DANGLING))
             return
         _root_is_missing(root, found)
         return
     except OSError as error:
         found.blocked.add(root)
-        found.unseen.append(FileFailure(printable(root), _reason(error)))
+        found.unseen.append(FileFailure(printable(root), *_reason(error)))
         return
     if stat.S_ISREG(info.st_mode):
         found.files[root] = Seen(root, info.st_size, info.st_mtime_ns, info.st_ino, nested=False)
@@ -150,7 +150,7 @@ def _look_into(root: str, skipped: frozenset[str], found: Walk, device: int) -> 
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             found.blocked.add(folder)
-            found.unseen.append(FileFailure(printable(folder), _reason(error)))
+            found.unseen.append(FileFailure(printable(folder), *_reason(error)))
             continue
         if not entries and folder == root:
             found.unseen.append(FileFailure(printable(folder), "the folder is empty (an unmounted disk?)"))
@@ -181,18 +181,24 @@ def _sort_out(
         except FileNotFoundError:
             if entry.is_symlink():
                 found.blocked.add(entry.path)
-                found.bad.append(FileFailure(printable(entry.path), "a symbolic link to nothing"))
+                found.bad.append(FileFailure(printable(entry.path), *_DANGLING))
             continue
         except OSError as error:
             found.blocked.add(entry.path)
-            found.bad.append(FileFailure(printable(entry.path), _reason(error)))
+            found.bad.append(FileFailure(printable(entry.path), *_reason(error)))
             continue
         if stat.S_ISREG(info.st_mode):
             nested = info.st_dev != device
             found.files[entry.path] = Seen(entry.path, info.st_size, info.st_mtime_ns, info.st_ino, nested)
 
 
-def _reason(error: OSError) -> str:
+_DANGLING = ("a symbolic link to nothing", "Remove the link, or put back what it points to.")
+
+
+def _reason(error: OSError) -> tuple[str, str]:
+    """What is wrong and what to do."""
     if isinstance(error, PermissionError):
-        return "no permission"
-    return "a symbolic link in a circle" if error.errno == errno.ELOOP else error.strerror or str(error)
+        return "no permission to look at it", "Change its permissions, then: deepwell sync"
+    if error.errno == errno.ELOOP:
+        return "a symbolic link in a circle", "Remove the link."
+    return error.strerror or str(error), ""

@@ -143,19 +143,25 @@ def read_file(task: Task, choose: Callable[[Path], Reader | None], senses: Calla
     except FileNotFoundError:
         return Outcome("gone") if not os.path.lexists(path) else _failure(file_hash, "a symbolic link to nothing")
     except (MissingModelError, MissingExtraError) as error:
-        return _failure(file_hash, error.message, error.hint, environment=True)
+        return _failure(file_hash, _unnamed(error.message, path), error.hint, environment=True)
     except DeepwellError as error:
         if error.code == UNKNOWN_KIND:
             return Outcome("skipped")
-        return _failure(file_hash, error.message, error.hint)
+        return _failure(file_hash, _unnamed(error.message, path), error.hint)
     except PermissionError:
-        return _failure(file_hash, "no permission to read it", "Change its permissions, then: deepwell sync")
+        return _failure(file_hash, "no permission to read it", "Change its permissions, then: deepwell sync --retry")
     except MemoryError:
         return _failure(file_hash, "reading it takes more memory than there is")
     except OSError as error:
         return _failure(file_hash, error.strerror or str(error))
     except Exception as error:
         return _failure(file_hash, f"its reader broke: {type(error).__name__}: {error}")
+
+
+def _unnamed(message: str, path: Path) -> str:
+    """A reader's message without the file's name: every list of failures has the path before it."""
+    name = os.fsencode(path.name).decode("utf-8", "replace")
+    return message.removeprefix(f"{name} ").removeprefix("is ") if message.startswith(f"{name} ") else message
 
 
 def _failure(file_hash: str, reason: str, hint: str = "", *, environment: bool = False) -> Outcome:

@@ -56,15 +56,24 @@ def check_size(path: Path, limit: int = FILE_LIMIT, what: str = "a file") -> int
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UnreadableFileError(f"{shown(path)} cannot be read: {error.strerror}") from error
+        raise unopened(path, error) from error
     if size == 0:
-        raise UnreadableFileError(f"{shown(path)} is empty")
+        raise UnreadableFileError(f"{shown(path)} is empty (0 bytes)", hint="Replace it with a whole copy.")
     if size > limit:
         raise UnreadableFileError(
             f"{shown(path)} has {size / MIB:,.0f} MiB, above the limit of {limit / MIB:,.0f} MiB for {what}",
             hint="Split it into smaller files.",
         )
     return size
+
+
+def unopened(path: Path, error: OSError) -> UnreadableFileError:
+    """What to raise for a file that the system does not let us read."""
+    if isinstance(error, PermissionError):
+        return UnreadableFileError(
+            f"{shown(path)} may not be read: no permission", hint="Change its permissions, then: deepwell sync --retry"
+        )
+    return UnreadableFileError(f"{shown(path)} cannot be read: {error.strerror or error}")
 
 
 def read_bytes(path: Path, limit: int, what: str) -> bytes:
@@ -75,7 +84,7 @@ def read_bytes(path: Path, limit: int, what: str) -> bytes:
             # One byte more than allowed: the file may have grown since it was measured.
             data = file.read(limit + 1)
     except OSError as error:
-        raise UnreadableFileError(f"{shown(path)} cannot be read: {error.strerror}") from error
+        raise unopened(path, error) from error
     if len(data) > limit:
         raise UnreadableFileError(f"{shown(path)} grew above the limit of {limit / MIB:,.0f} MiB while it was read")
     return data
@@ -162,7 +171,8 @@ class Archive:
         if bomb or (total > _RATIO_FLOOR and total > packed * _RATIO_LIMIT):
             raise UnreadableFileError(
                 f"{self._name} unpacks from {packed / MIB:,.1f} to {total / MIB:,.0f} MiB in {len(members):,} parts, "
-                "beyond any honest document"
+                "beyond any honest document",
+                hint="If you trust it, take it apart and add its parts.",
             )
         if any(member.flag_bits & 1 for member in members):
             raise UnreadableFileError(f"{self._name} is encrypted with a password", hint="Save it without one.")

@@ -1,8 +1,13 @@
 """Pictures: what they show, what is written in them, and what their files say of when and where.
 
 The first passage is the picture as a whole: the names of what it shows, words people gave it, words of its file name.
-Its meaning is taken from the labels (see ``encoders/conse.py``), its likeness from the pixels. Text found in the
-picture follows as passages of its own with a box for each line, page by page for a TIFF of several pages.
+Its meaning is taken from the labels (see ``encoders/conse.py``), its likeness from the pixels. A page of text follows
+as passages of its own with a box for each line, page by page for a TIFF of several pages.
+
+OCR finds letters everywhere: a wheel is an O, a roof an A. In a photograph such lines are one or two characters, or
+the network doubts them. So text that does not amount to a page is believed only line by line, and what is left, the
+words of a sign or a shirt, is part of what the picture as a whole shows: it is found by its words, not by what an
+encoder makes of a scrap.
 """
 
 from __future__ import annotations
@@ -26,7 +31,13 @@ if TYPE_CHECKING:
 _MAX_PAGES = 500
 _NAMED = 6
 _NAMED_SCORE = 0.02
-_LONE_LETTERS = 3
+
+_WORD = 3
+"""Letters or digits that make a word; a Chinese or Japanese character counts as two."""
+_PAGE = 24.0
+"""Letters in words, each line's times its score, that make a page of text."""
+_SURE = 0.85
+"""The score of a line that is believed where there is no page around it."""
 
 _CAMERA_NAME = re.compile(r"(?i)^(img|dsc[nf]?|p|pict?|image|photo|screenshot|scan|mvi|pxl|wp)?[-_ ]?[\d_\-. ]+$")
 _HASH_NAME = re.compile(r"(?i)^[0-9a-f_-]{12,}$")
@@ -42,7 +53,7 @@ class ImageReader:
     """Reads anything that Pillow decodes."""
 
     name = "image"
-    version = 1
+    version = 2
     suffixes = frozenset(
         ".jpg .jpeg .jpe .png .gif .bmp .dib .tif .tiff .webp .avif .heic .heif .jp2 .j2k .ppm .pgm .pbm .pnm .tga "
         ".ico .psd .qoi .pcx".split()
@@ -67,13 +78,18 @@ class ImageReader:
             several = image.format in {"TIFF", "MPO"} and image.format == "TIFF" and getattr(image, "n_frames", 1) > 1
             passages: list[Passage] = []
             labels: tuple[Label, ...] = ()
+            signs: list[str] = []
             for number, frame in enumerate(_frames(image, several=several), start=1):
                 page = number if several else None
                 if number == 1:
                     labels = tuple(_labels(frame, senses, missing))
-                passages.extend(cut(text_blocks(_lines(frame, senses, missing), page=page)))
+                lines = _lines(frame, senses, missing)
+                if several or is_page(lines):
+                    passages.extend(cut(text_blocks(lines, page=page)))
+                else:
+                    signs.extend(line.text.strip() for line in believed(lines))
         whole = Passage(
-            describe(labels, facts, path),
+            describe(labels, facts, path, signs),
             Place(page=1 if several else None),
             modality="image",
             labels=labels,
@@ -125,10 +141,28 @@ def _note(missing: list[str], model: str, package: str, error: DeepwellError) ->
         missing.append(name)
 
 
+def _letters(text: str) -> int:
+    """Letters and digits, those of scripts that write a word in one or two (from U+2E80 on) counted twice."""
+    return sum(1 + (character >= "\u2e80") for character in text if character.isalnum())
+
+
+def is_page(lines: Sequence[OcrLine]) -> bool:
+    """Whether what OCR found is text that was put there to be read, not letters seen in things."""
+    sizes = ((_letters(line.text), line.score) for line in lines)
+    return sum(size * score for size, score in sizes if size >= _WORD) >= _PAGE
+
+
+def believed(lines: Sequence[OcrLine]) -> list[OcrLine]:
+    """All lines of a page; elsewhere the words that the network is sure of."""
+    if is_page(lines):
+        return list(lines)
+    return [line for line in lines if line.score >= _SURE and _letters(line.text) >= _WORD]
+
+
 def text_blocks(lines: Sequence[OcrLine], *, page: int | None = None) -> list[Block]:
-    """Lines of OCR in reading order as one block with a box for each; a stray letter or two is not text."""
-    kept = [line for line in lines if line.text.strip()]
-    if sum(character.isalnum() for line in kept for character in line.text) < _LONE_LETTERS:
+    """Lines of OCR that are believed, in reading order, as one block with a box for each."""
+    kept = [line for line in believed(lines) if line.text.strip()]
+    if not kept:
         return []
     starts, text = [], ""
     for line in kept:
@@ -138,10 +172,11 @@ def text_blocks(lines: Sequence[OcrLine], *, page: int | None = None) -> list[Bl
     return [Block(text, page=page, starts=tuple(starts), boxes=tuple(line.box for line in kept))]
 
 
-def describe(labels: Sequence[Label], facts: ImageFacts, path: Path) -> str:
-    """The words by which a picture as a whole is found: what people wrote, then its name, then what it shows."""
+def describe(labels: Sequence[Label], facts: ImageFacts, path: Path, signs: Sequence[str] = ()) -> str:
+    """The words by which a picture is found: what people wrote of it, its name, what it shows, what stands on it."""
     shows = [label.name for label in labels[:_NAMED] if label.score >= _NAMED_SCORE] or [x.name for x in labels[:1]]
     parts = [facts.title, facts.caption, ", ".join(facts.keywords), name_words(path), ", ".join(shows)]
+    parts.append(", ".join(f"“{sign}”" for sign in dict.fromkeys(signs)))
     told: list[str] = []
     for part in parts:
         if part and part.lower() not in (earlier.lower() for earlier in told):

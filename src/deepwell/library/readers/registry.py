@@ -16,7 +16,7 @@ from deepwell.errors import UnknownKindError, UnreadableFileError
 from deepwell.library.protocols import Reader
 from deepwell.library.readers.containers import OLE2, ZIP, ole2_kind, zip_suffix
 from deepwell.library.readers.decoding import looks_like_text
-from deepwell.library.readers.guard import check_size, shown
+from deepwell.library.readers.guard import check_size, shown, unopened
 
 GROUP = "deepwell.readers"
 HEAD = 4096
@@ -83,7 +83,7 @@ def choose(path: Path) -> Reader:
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise UnreadableFileError(f"{shown(path)} cannot be read: {error.strerror}") from error
+        raise unopened(path, error) from error
     suffix = path.suffix.lower()
     if head.startswith(ZIP):
         suffix = zip_suffix(path) or suffix
@@ -98,5 +98,8 @@ def choose(path: Path) -> Reader:
 def _unknown(path: Path, head: bytes, suffix: str) -> UnreadableFileError:
     named = any(suffix in reader.suffixes for reader in available())
     if named and not looks_like_text(head):
-        return UnreadableFileError(f"{shown(path)} is damaged or is not what its name says: no {suffix} file begins so")
+        return UnreadableFileError(
+            f"{shown(path)} is damaged or is not what its name says: no {suffix} file begins so",
+            hint="Replace it with a whole copy, or give it the suffix of what it is.",
+        )
     return UnknownKindError(f"{shown(path)} is not a kind of file Deepwell reads")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def opened(path: Path) -> Iterator[Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of sizes that are checked here
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        unknown = _is_heic(path) and not knows_heic()
         try:
             with Image.open(path) as image:
                 width, height = image.size
@@ -49,6 +51,11 @@ def opened(path: Path) -> Iterator[Image]:
                     )
                 yield image
         except UnidentifiedImageError as error:
+            if unknown:
+                raise MissingExtraError(
+                    f"{path.name} is a HEIC picture, which needs the package pillow-heif",
+                    hint="Run: pip install pillow-heif; or save the picture as JPEG.",
+                ) from error
             raise UnreadableFileError(
                 f"{path.name} is not a picture this machine can read", hint=_advice(path)
             ) from error
@@ -65,22 +72,29 @@ def opened(path: Path) -> Iterator[Image]:
 
 def _advice(path: Path) -> str:
     """What to do about a picture that Pillow does not know."""
-    with path.open("rb") as file:
-        head = file.read(32)
-    if head[4:8] == b"ftyp" and head[8:12] in {b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"}:
-        return "HEIC needs a plug-in: pip install pillow-heif; or save the picture as JPEG."
     if path.suffix.lower() in {".cr2", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"}:
         return "Camera raw files are not read; export it as JPEG or PNG."
     return "Check that the file is what its name says, or save it as JPEG or PNG."
 
 
-def register_heif() -> None:
-    """Teach Pillow HEIC when the pillow-heif package is installed; do nothing otherwise."""
+def _is_heic(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in {b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"}
+
+
+@cache
+def knows_heic() -> bool:
+    """Teach Pillow the pictures of phones when the package pillow-heif is installed; whether it was.
+
+    It is no dependency of ours: its wheels carry an encoder under the GPL.
+    """
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        return
+        return False
     register_heif_opener()
+    return True
 
 
 def load_rgb(path: Path, *, near: int | None = None) -> Image:
