@@ -213,6 +213,10 @@ class Library:
         )
         return self._search().search(asked)
 
+    def warm(self) -> None:
+        """Load encoders and the index of words now, in a process that is about to answer many searches."""
+        self._search().warm()
+
     def ask(
         self,
         question: str,
@@ -281,6 +285,7 @@ class Library:
                     text_encoder=lambda: self._encoder("text", active=True),
                     image_encoder=lambda: self._encoder("image", active=True),
                     senses=self._senses(),
+                    labels=self._label_vectors,
                 )
             return self._searcher
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from deepwell.errors import MissingModelError
-from deepwell.library.protocols import Transcript, Utterance
-from deepwell.library.records import Filters, Query
+from deepwell.library.encoders.conse import Conse
+from deepwell.library.protocols import SoundTag, Transcript, Utterance
+from deepwell.library.records import Filters, Label, Query
 from deepwell.testing import FakeSenses, HashImageEncoder
 
 ANIMALS = ["a cat sleeps on the warm mat", "a dog barks at the postman", "the horse runs over a green field"]
@@ -173,6 +174,22 @@ def test_a_recording_finds_what_is_said_and_heard(store, encoder, searcher, tmp_
     mute = FakeSenses()
     with pytest.raises(MissingModelError):
         searcher(senses=mute).search(Query(audio=tmp_path / "a.wav"))
+
+
+def test_a_recording_finds_recordings_that_sound_alike(store, encoder, searcher, tmp_path):
+    conse = Conse(encoder)
+    sounds = [
+        (Label("rain", 0.8), Label("thunder", 0.3)),
+        (Label("dog", 0.9), Label("bark", 0.8)),
+        (Label("bell", 1.0),),
+    ]
+    ids = [store.put(k, [f"sound {k}"], kind="audio", modality="audio")[0] for k in range(3)]
+    store.space_vectors["text"] = dict(zip(ids, conse.encode_labels(sounds), strict=True))
+    heard = (SoundTag(0, 5, (Label("bark", 0.6),)), SoundTag(5, 5.1, (Label("bell", 0.9),)))
+    options = {"senses": FakeSenses(heard=heard), "labels": lambda rows, _: conse.encode_labels(rows)}
+    results = searcher(**options).search(Query(audio=tmp_path / "a.wav"))
+    assert [hit.passage_id for hit in results[:2]] == [ids[1], ids[2]]  # five seconds of barking, a moment of a bell
+    assert set(results[0].why) == {"sound"}
 
 
 def test_pictures_neither_flood_nor_vanish(store, searcher):

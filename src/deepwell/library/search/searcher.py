@@ -25,7 +25,7 @@ import numpy as np
 
 from deepwell.errors import DeepwellError
 from deepwell.library.protocols import ImageEncoder, Senses, TextEncoder
-from deepwell.library.records import Filters, Kind, Query, Results
+from deepwell.library.records import Filters, Kind, Label, Query, Results
 from deepwell.library.search import feedback, fuse
 from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm, best
 from deepwell.library.search.arrange import Scored, arrange
@@ -70,6 +70,7 @@ class Searcher:
             ``DeepwellError`` (model not pulled): the search then goes by words and says so. None: no encoder.
         image_encoder: The same for space ``image``.
         senses: For recordings given as a query.
+        labels: Vectors of labels in the text encoder's space (ConSE), for what is heard in them.
         feedback: Take the first results as examples and look again.
     """
 
@@ -80,6 +81,7 @@ class Searcher:
         image_encoder: Callable[[], ImageEncoder] | None = None,
         senses: Senses | None = None,
         *,
+        labels: Callable[[Sequence[Sequence[Label]], TextEncoder], NDArray[np.float32]] | None = None,
         feedback: bool = True,
     ) -> None:
         self._store = store
@@ -90,6 +92,7 @@ class Searcher:
         self._encoders: dict[str, TextEncoder | ImageEncoder] = {}
         self._opening = Lock()
         self._senses = senses
+        self._labels = labels
         self._feedback = feedback
         self._resident = Resident(store)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="deepwell-search")
@@ -185,16 +188,19 @@ class Searcher:
         return WordsArm(intent.terms, intent.match_text, index, allowed)
 
     def _vector_arms(
-        self, query: Query, text: str, heard: Sequence[tuple[str, float]], scope: Scope | None, notices: list[str]
+        self, query: Query, text: str, heard: Sequence[Label], scope: Scope | None, notices: list[str]
     ) -> list[VectorArm]:
         arms = []
         if text.strip() and (encoder := self._encoder(TEXT, notices)) and isinstance(encoder, TextEncoder):
             scopes = self._scopes(query.filters, scope)
             arms.append(VectorArm("meaning", TEXT, encoder.encode([text], query=True)[0], scopes=scopes))
-        if heard and (encoder := self._encoder(TEXT, notices)) and isinstance(encoder, TextEncoder):
-            vectors = encoder.encode([name for name, _ in heard])
-            mean = np.asarray([score for _, score in heard], np.float32) @ vectors
-            arms.append(VectorArm("sound", TEXT, mean / max(float(np.linalg.norm(mean)), 1e-9)))
+        if (
+            heard
+            and self._labels is not None
+            and (encoder := self._encoder(TEXT, notices))
+            and isinstance(encoder, TextEncoder)
+        ):
+            arms.append(VectorArm("sound", TEXT, self._labels([heard], encoder)[0]))
         if (
             query.image is not None
             and (pictures := self._encoder(IMAGE, notices))
@@ -391,21 +397,22 @@ class Searcher:
                 waiting = f"{space.total - space.done} of {space.total} passages"
                 notices.append(f"vectors for {waiting} are still to come ({space.space})")
 
-    def _listen(self, query: Query, notices: list[str]) -> tuple[str, list[tuple[str, float]]]:
+    def _listen(self, query: Query, notices: list[str]) -> tuple[str, list[Label]]:
         """What is said in a recording given as the query, and what else is heard in it."""
         if query.audio is None or self._senses is None:
             return "", []
-        said, heard, failure = "", [], None
+        heard: list[Label] = []
+        said, failure = "", None
         try:
             said = " ".join(u.text for u in self._senses.transcribe(query.audio).utterances).strip()
         except DeepwellError as error:
             failure = error
         try:
-            tags = [label for tag in self._senses.sounds(query.audio) for label in tag.labels]
             totals: dict[str, float] = {}
-            for label in tags:
-                totals[label.name] = totals.get(label.name, 0.0) + label.score
-            heard = sorted(totals.items(), key=lambda pair: -pair[1])[:5]
+            for tag in self._senses.sounds(query.audio):
+                for label in tag.labels:
+                    totals[label.name] = totals.get(label.name, 0.0) + label.score * (tag.end - tag.start)
+            heard = [Label(name, total) for name, total in sorted(totals.items(), key=lambda pair: -pair[1])[:5]]
         except DeepwellError as error:
             if failure is not None:
                 raise failure from error
