@@ -5,9 +5,10 @@ The rule, chosen for someone who will act on the answer: **a sentence is kept on
 1. Each quote is looked for in the passage it names, else in the others (then it is credited to the right one); a quote
    found nowhere is dropped and counted.
 2. Each marker in the text needs a quote of its passage. A marker without one gets the passage's sentence that best
-   supports the claim, if one does; else the marker is dropped and counted.
-3. Every number, address and link in a sentence must stand in a passage that it cites (or in the question). A true quote
-   beside an invented figure is the commonest way to be wrong with a citation.
+   supports the claim, if one does; else the marker is dropped and counted. A sentence that denies what the claim says
+   (or the reverse) supports nothing, and where the marker's own quote was invented, nearly every word must be there.
+3. Every number, in digits or in words, every address and every name in a sentence must stand in a passage that it cites
+   (or in the question). A true quote beside an invented figure is the commonest way to be wrong with a citation.
 4. A sentence left without a citation gets one when some passage supports it well; else it is taken out, and a notice
    says how many were. Only "Yes." and "No." may stand alone, before a sentence that is cited.
 
@@ -20,11 +21,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from deepwell.library.answers.cues import answer_type
+from deepwell.library.answers.facts import contradicts, facts_stand, is_figure_or_denial, shares_a_number, unknown_names
 from deepwell.library.answers.guard import planted
 from deepwell.library.answers.prompt import Reply, before_stops, markers
 from deepwell.library.answers.sentences import split_sentences
 from deepwell.library.answers.verify import Passage, Quote, find, find_anywhere
-from deepwell.library.answers.words import near_match, terms, words
+from deepwell.library.answers.words import near_match, terms
 
 SUPPORTS = 0.5
 """Share of a claim's content words that a sentence must hold to stand in for a missing quote of the named passage."""
@@ -32,19 +35,9 @@ SUPPORTS = 0.5
 SUPPORTS_UNASKED = 0.65
 """The same when the model named no passage at all."""
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*")
-_ADDRESS = re.compile(
-    r"(?:https?://|www\.)[^\s)\]>\"']+|[\w.+-]+@[\w-]+\.[\w.]+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b", re.IGNORECASE
-)
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
-_SPELLED = {
-    word: str(n)
-    for n, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
-_LIST_ITEM = re.compile(r"^\s*\(?\d{1,2}[.)]\s+")
+SUPPORTS_FAILED = 0.85
+"""The same when the model gave a quote of that passage and it was found nowhere: it has invented once already."""
+
 _NODS = frozenset("yes no ja nein oui non sí si 是 不是 はい いいえ".split())
 
 
@@ -79,7 +72,8 @@ def check(reply: Reply, question: str, passages: Sequence[Passage]) -> Checked:
     """Keep what can be cited."""
     tally = _Tally()
     by_n = {passage.n: passage for passage in passages}
-    found = _verified(reply.quotes, passages, tally)
+    found, failed = _verified(reply.quotes, passages, tally)
+    strict = answer_type(question) in ("person", "place")
     text = before_stops(reply.body)
     pieces: list[str] = []
     waiting = ""  # a nod that stands only if the next sentence does
@@ -94,7 +88,7 @@ def check(reply: Reply, question: str, passages: Sequence[Passage]) -> Checked:
         if claim.strip(" .,!。").lower() in _NODS and not numbers:
             waiting = gap + claim
             continue
-        quotes = _sources(claim, numbers, found, by_n, question, tally)
+        quotes = _sources(claim, numbers, found, failed, by_n, question, tally, strict=strict)
         if not quotes:
             tally.left_out += 1
             waiting = ""
@@ -106,46 +100,60 @@ def check(reply: Reply, question: str, passages: Sequence[Passage]) -> Checked:
     return Checked(_tidy("".join(pieces)), tuple(tally.quotes), tally.dropped, tally.moved, tally.left_out)
 
 
-def _verified(quotes: Sequence[tuple[int, str]], passages: Sequence[Passage], tally: _Tally) -> dict[int, list[Quote]]:
-    """Quotes that stand where they say, under the number that the model gave them."""
+def _verified(
+    quotes: Sequence[tuple[int, str]], passages: Sequence[Passage], tally: _Tally
+) -> tuple[dict[int, list[Quote]], frozenset[int]]:
+    """Quotes that stand where they say, under the number that the model gave them; and the numbers whose quotes do not
+    stand anywhere.
+    """
     found: dict[int, list[Quote]] = {}
+    failed: set[int] = set()
     for named, wording in quotes:
         quote = find_anywhere(wording, named, passages)
         if quote is None:
             tally.dropped += 1
+            failed.add(named)
         else:
             tally.moved += quote.n != named
             found.setdefault(named, []).append(quote)
-    return found
+    return found, frozenset(failed)
 
 
 def _sources(
     claim: str,
     numbers: tuple[int, ...],
     found: dict[int, list[Quote]],
+    failed: frozenset[int],
     by_n: dict[int, Passage],
     question: str,
     tally: _Tally,
+    *,
+    strict: bool,
 ) -> list[Quote]:
     held = frozenset(terms(claim))
     quotes: list[Quote] = []
     for number in numbers:
         own = [quote for quote in found.get(number, ()) if _related(claim, held, quote, by_n[quote.n], question)]
+        least = SUPPORTS_FAILED if number in failed else SUPPORTS
         if own:
             quotes.append(max(own, key=lambda quote: _share(held, quote.text)))
-        elif number in by_n and (best := supporting(claim, [by_n[number]], SUPPORTS)) is not None:
+        elif number in by_n and (best := supporting(claim, [by_n[number]], least)) is not None:
             quotes.append(best)
         else:
             tally.dropped += 1
-    if not numbers and (best := supporting(claim, list(by_n.values()), SUPPORTS_UNASKED)) is not None:
-        quotes.append(best)
-    cited = " ".join(by_n[quote.n].text for quote in quotes)
-    return quotes if quotes and _facts_stand(claim, cited, question) else []
+    if not numbers:
+        least = SUPPORTS_FAILED if failed else SUPPORTS_UNASKED
+        if (best := supporting(claim, list(by_n.values()), least)) is not None:
+            quotes.append(best)
+    cited = "\n".join(f"{by_n[quote.n].about}\n{by_n[quote.n].text}" for quote in quotes)
+    if not quotes or not facts_stand(claim, cited, question) or unknown_names(claim, cited, question, strict=strict):
+        return []
+    return quotes
 
 
 def supporting(claim: str, passages: Sequence[Passage], share: float) -> Quote | None:
-    """The sentence in ``passages`` that holds most of the claim's content words and all of its numbers; None when no
-    sentence holds at least ``share`` of them.
+    """The sentence in ``passages`` that holds most of the claim's content words and all of its numbers, and does not
+    say the contrary; None when no sentence holds at least ``share`` of them.
     """
     held = frozenset(terms(claim))
     if not held:
@@ -156,7 +164,9 @@ def supporting(claim: str, passages: Sequence[Passage], share: float) -> Quote |
         for span in split_sentences(passage.text):
             sentence = span.of(passage.text)
             own = _share(held, sentence)
-            if own >= best_share and (best is None or own > best_share) and _facts_stand(claim, sentence, ""):
+            if own < best_share or (best is not None and own == best_share):
+                continue
+            if facts_stand(claim, sentence, "") and not contradicts(claim, sentence):
                 quote = find(sentence, passage)
                 if quote is not None:
                     best, best_share = quote, own
@@ -167,7 +177,10 @@ def _related(claim: str, held: frozenset[str], quote: Quote, passage: Passage, q
     """A claim must share a word with its quote, or with the passage beyond what the question says anyway."""
     if planted(claim):
         return False
+    held = frozenset(term for term in held if not is_figure_or_denial(term))
     if not held or _share(held, quote.text) > 0:
+        return True
+    if shares_a_number(claim, quote.text):
         return True
     return _share(held - frozenset(terms(question)), passage.text) > 0
 
@@ -177,18 +190,6 @@ def _share(held: frozenset[str], text: str) -> float:
         return 0.0
     said = frozenset(terms(text))
     return sum(1.0 if term in said else 0.7 if near_match(term, said) else 0.0 for term in held) / len(held)
-
-
-def _facts_stand(claim: str, source: str, question: str) -> bool:
-    """Whether every number and address in the claim stands in the source or the question."""
-    claim = _LIST_ITEM.sub("", claim)
-    known = _THOUSANDS.sub("", f"{source} {question}".casefold())
-    claim = _THOUSANDS.sub("", claim)
-    numbers = {number.lstrip("+").rstrip(".,") for number in _NUMBER.findall(known)}
-    digits = {*re.findall(r"\d+", known), *(_SPELLED[word] for word in words(known) if word in _SPELLED)}
-    if any(n.lstrip("+") not in numbers and n not in digits for n in _NUMBER.findall(claim)):
-        return False
-    return all(address.casefold().rstrip(".,;") in known for address in _ADDRESS.findall(claim))
 
 
 def _place(quote: Quote, quotes: list[Quote]) -> int:

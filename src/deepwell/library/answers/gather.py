@@ -89,10 +89,17 @@ def gather(question: str, search: Search, *, filters: Filters, tokens: int, most
             Evidence(n, text, hit.path, hit.place.describe(), hit.score) for n, (hit, text, _) in enumerate(taken, 1)
         ),
         hits=tuple(hit for hit, _, _ in taken),
-        passages=tuple(Passage(n, hit.text, barred) for n, (hit, _, barred) in enumerate(taken, 1)),
+        passages=tuple(Passage(n, hit.text, barred, about(hit)) for n, (hit, _, barred) in enumerate(taken, 1)),
         found=tuple(results),
         notices=tuple(notices),
     )
+
+
+def about(hit: Hit) -> str:
+    """What a hit's file and headings say of it: a name like ``keepers journal 1911`` is often the only date there is."""
+    file = hit.path.rpartition("/")[2].rpartition("\\")[2].removeprefix("text:")
+    stem = file.rpartition(".")[0] or file
+    return "\n".join(dict.fromkeys(part for part in (hit.title, stem, *hit.place.section) if part))
 
 
 def estimate_tokens(text: str) -> int:

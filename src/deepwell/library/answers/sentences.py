@@ -2,8 +2,8 @@
 
 Rules, not a model: a full stop ends a sentence unless an abbreviation, an initial or a number stands before it or a
 small letter follows; Chinese and Japanese full stops always end one; a blank line always does; a line break does when
-the line looks like a heading, a list item or a table row rather than a wrapped line. What is left too long (a
-transcript without punctuation, a table in one line) is cut at the best softer border.
+the line looks like a heading, a list item or a table row ("year: 2021; rain: 3.1") rather than a wrapped line. What is left too
+long (a transcript without punctuation, a table in one line) is cut at the best softer border.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _BORDER = re.compile(
     re.VERBOSE,
 )
 _ITEM = re.compile(r"\s*(?:[-*•‣◦–—]\s|\(?\d{1,3}[.)]\s|#{1,6}\s|\|)")
+_ROW = re.compile(r"[^:;\n]{1,80}: [^;\n]*; [^:;\n]{1,80}: ")
 _SOFT = re.compile(r"[;:]\s|[,、，]\s?|\s")
 
 
@@ -121,7 +122,7 @@ def _line_ends(text: str, start: int, at: int) -> bool:
     rest = text[at + 1 :]
     if not line:
         return False
-    if _ITEM.match(rest):
+    if _ITEM.match(rest) or _ROW.match(line) or _ROW.match(rest):
         return True
     following = rest.lstrip()[:1]
     if line[-1] in ",;-–—(" or following.islower():

@@ -65,11 +65,13 @@ class Passage:
         n: The number it is cited by.
         text: Its words as stored.
         barred: Spans that must not be quoted (instructions planted in a document).
+        about: What is known of it beside its words: its file's title and the headings above it. Never quoted.
     """
 
     n: int
     text: str
     barred: tuple[Span, ...] = ()
+    about: str = ""
 
     @cached_property
     def tokens(self) -> tuple[Token, ...]:

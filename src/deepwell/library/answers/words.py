@@ -36,6 +36,24 @@ STOPWORDS = frozenset(
     el los las una y es en que quién cuándo dónde cómo por""".split()
 )
 
+_IRREGULAR = {
+    form: group.split()[0]
+    for group in """become became|begin began begun|bite bit bitten|blow blew blown|break broke broken|
+    bring brought|build built|burn burnt|buy bought|catch caught|choose chose chosen|come came|dig dug|
+    draw drew drawn|drink drank drunk|drive drove driven|eat ate eaten|fall fell fallen|feed fed|fight fought|
+    fly flew flown|forget forgot forgotten|freeze froze frozen|grow grew grown|hang hung|hear heard|hide hid hidden|
+    hold held|keep kept|lead led|leave left|lend lent|lose lost|make made|meet met|pay paid|read|ride rode ridden|
+    ring rang rung|rise rose risen|run ran|see saw seen|sell sold|send sent|shake shook shaken|shoot shot|
+    sing sang sung|sink sank sunk|sleep slept|speak spoke spoken|spend spent|stand stood|steal stole stolen|
+    strike struck|swim swam swum|take took taken|teach taught|tear tore torn|think thought|throw threw thrown|
+    wear wore worn|win won|write wrote written|child children|foot feet|goose geese|man men|mouse mice|tooth teeth|
+    wife wives|woman women""".split("|")
+    for form in group.split()
+}
+
+_ISO_DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b")
+_MONTHS = "january february march april may june july august september october november december".split()
+
 _CJK_STOP = frozenset(
     "の は が を に で と も か ね よ 的 了 是 在 吗 呢 什么 什麼 谁 誰 哪里 哪裡 何 どこ いつ だれ です ます".split()
 )
@@ -55,13 +73,23 @@ def words(text: str) -> list[str]:
 
 
 def terms(text: str) -> list[str]:
-    """Stemmed content words in order, repeats kept."""
+    """Stemmed content words in order, repeats kept. A date like 2024-06-04 also gives ``june`` and ``4``."""
+    if "-" in text:
+        text = _ISO_DATE.sub(_said, text)
     return [stem(word) for word in words(text) if word not in STOPWORDS and word not in _CJK_STOP]
+
+
+def _said(date: re.Match[str]) -> str:
+    month, day = int(date[2]), int(date[3])
+    return f"{date.group()} {day} {_MONTHS[month - 1]}" if 1 <= month <= 12 else date.group()
 
 
 @lru_cache(maxsize=50_000)
 def stem(word: str) -> str:
-    """Cut plural, -ed, -ing and -ly from a lower-case English word; anything short or odd is left alone."""
+    """Cut plural, -ed, -ing and -ly from a lower-case English word, and bring the commonest irregular forms back to the
+    first ("fell" to "fall"); anything short or odd is left alone.
+    """
+    word = _IRREGULAR.get(word, word)
     if len(word) < 4 or not word.isascii() or not word.isalpha():
         return word
     if word.endswith(("sses", "ies")):
