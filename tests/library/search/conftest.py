@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from types import SimpleNamespace
@@ -51,6 +52,9 @@ class MemoryStore:
         vectors = encoder.encode([r.text for r in self.rows])
         self.space_vectors[space] = {r.passage_id: v for r, v in zip(self.rows, vectors, strict=True)}
         self.generation += 1
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def scope(self, filters: Filters) -> Scope | None:
         if not filters:

@@ -53,21 +53,34 @@ class WordsArm:
     allowed: NDArray[np.bool_] | None = None
     found: dict[str, float] = field(default_factory=dict)
     weight: float | None = None
+    _scored: tuple[WordIndex, Mapping[str, float], NDArray[np.float32]] | None = None
+
+    def scores(self) -> NDArray[np.float32]:
+        """BM25 of every passage of the index for the terms, float32 [N]; computed once for the same terms."""
+        assert self.index is not None
+        kept = self._scored
+        if kept is None or kept[0] is not self.index or kept[1] is not self.terms:
+            kept = self._scored = (self.index, self.terms, self.index.scores(self.terms))
+        return kept[2]
+
+    def best(self, limit: int) -> dict[str, float]:
+        """The passages of the index with the best scores above zero."""
+        assert self.index is not None
+        return best(self.index, self.scores(), limit, self.allowed)
 
     def retrieve(self, store: Store, limit: int, within: Scope | None) -> None:
         """Find the passages with the best BM25 scores."""
         if self.index is not None:
-            self.found.update(best(self.index, self.terms, limit, self.allowed))
+            self.found.update(self.best(limit))
         elif self.match_text:
             ranked = store.match(self.match_text, limit=limit, within=within)
             self.found.update(zip(ranked.ids, map(float, ranked.scores), strict=True))
 
 
 def best(
-    index: WordIndex, terms: Mapping[str, float], limit: int, allowed: NDArray[np.bool_] | None
+    index: WordIndex, scores: NDArray[np.float32], limit: int, allowed: NDArray[np.bool_] | None
 ) -> dict[str, float]:
-    """The passages of an index with the best scores above zero."""
-    scores = index.scores(terms)
+    """The passages of an index with the best scores [N] above zero."""
     if allowed is not None:
         scores = np.where(allowed, scores, 0.0)
     rows = np.flatnonzero(scores > 0)

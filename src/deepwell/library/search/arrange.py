@@ -7,7 +7,7 @@ its own; whether its neighbours' evidence should lift it has not been measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,14 +29,21 @@ class Scored:
     raw: Mapping[str, float]
 
 
-def arrange(store: Store, ranked: Sequence[Scored], query: Query, scope: Scope | None) -> tuple[Hit, ...]:
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Passage ids, best first, and what is known of each; few of them become hits, so it is told when asked for."""
+
+    ids: Sequence[str]
+    explain: Callable[[str], Scored] | None
+
+
+def arrange(store: Store, ranked: Ranking, query: Query, scope: Scope | None) -> tuple[Hit, ...]:
     """Fetch the best passages and lay them out as hits."""
-    scored = {item.passage_id: item for item in ranked}
     first: list[StoredPassage] = []
     later: list[StoredPassage] = []
     seen: dict[str, int] = {}
     narrow = scope is not None and len(scope.documents) == 1
-    wanted = [item.passage_id for item in ranked]
+    wanted = ranked.ids
     step = query.limit + 2
     for start in range(0, len(wanted), step):
         for passage in store.passages(wanted[start : start + step], within=scope):
@@ -44,8 +51,9 @@ def arrange(store: Store, ranked: Sequence[Scored], query: Query, scope: Scope |
             (first if narrow or count <= PER_DOCUMENT else later).append(passage)
         if len(first) >= query.limit:
             break
-    page = [*first, *later][: query.limit]
-    return tuple(_hit(passage, scored[passage.passage_id]) for passage in page)
+    if ranked.explain is None:
+        return ()
+    return tuple(_hit(passage, ranked.explain(passage.passage_id)) for passage in [*first, *later][: query.limit])
 
 
 def _hit(passage: StoredPassage, item: Scored) -> Hit:

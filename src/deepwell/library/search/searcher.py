@@ -27,8 +27,8 @@ from deepwell.errors import DeepwellError
 from deepwell.library.protocols import ImageEncoder, Senses, TextEncoder
 from deepwell.library.records import Filters, Kind, Label, Query, Results
 from deepwell.library.search import feedback, fuse
-from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm, best
-from deepwell.library.search.arrange import Scored, arrange
+from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm
+from deepwell.library.search.arrange import Ranking, Scored, arrange
 from deepwell.library.search.confidence import Confidence, coverage
 from deepwell.library.search.pool import index_pool
 from deepwell.library.search.resident import MODALITIES, Resident
@@ -122,12 +122,13 @@ class Searcher:
         """
         started = time.perf_counter()
         notices: list[str] = []
-        self._resident.census(renew=True)
-        scope = self._store.scope(query.filters)
-        hits: tuple[Scored, ...] = ()
-        if scope is None or scope.contents:
-            hits = self._search(query, scope, notices)
-        found = arrange(self._store, hits, query, scope)
+        with self._store.reading():
+            self._resident.census(renew=True)
+            scope = self._store.scope(query.filters)
+            ranked = Ranking((), None)
+            if scope is None or scope.contents:
+                ranked = self._search(query, scope, notices)
+            found = arrange(self._store, ranked, query, scope)
         took = (time.perf_counter() - started) * 1000
         return Results(query, found, took, tuple(dict.fromkeys(notices)))
 
@@ -152,7 +153,7 @@ class Searcher:
 
     # -- the steps -------------------------------------------------------------------------------------------------
 
-    def _search(self, query: Query, scope: Scope | None, notices: list[str]) -> tuple[Scored, ...]:
+    def _search(self, query: Query, scope: Scope | None, notices: list[str]) -> Ranking:
         said, heard = self._listen(query, notices)
         text = " ".join(part for part in (query.text or "", said) if part.strip())
         intent = understand(text)
@@ -171,7 +172,7 @@ class Searcher:
             pending.result()
         pool = self._pool([words.found if words else (), *(arm.found for arm in arms)])
         if not pool.ids:
-            return ()
+            return Ranking((), None)
         if words:
             if not words.found and arms:
                 notices.append("none of the words stands in the library; these are the nearest in meaning")
@@ -252,7 +253,7 @@ class Searcher:
         if words is not None and words.index is not None:
             index = words.index
             rows = np.asarray([index.rows.get(i, -1) for i in pool.ids], dtype=np.int64)
-            raw = np.where(rows >= 0, index.scores(words.terms)[rows], 0.0).astype(np.float32)
+            raw = np.where(rows >= 0, words.scores()[rows], 0.0).astype(np.float32)
             pool.raw["words"] = raw
             if raw.max(initial=0.0) > 0:
                 if words.weight is None:
@@ -335,7 +336,7 @@ class Searcher:
             here = rows >= 0
             words.terms = feedback.expanded_terms(words.index, words.terms, rows[here], pool.score[first][here])
             if words.match_text and len(words.index) == len(self._resident.census().ids):
-                more += best(words.index, words.terms, depth, words.allowed)
+                more += words.best(depth)
         wider = self._widened(pool, more) if more else pool
         if wider is not pool and words is not None and words.index is not None:
             self._index_more(words, wider, intent)
@@ -361,17 +362,21 @@ class Searcher:
             self._complete_words(words, pool)
             words.terms = terms
 
-    def _ranked(self, pool: _Pool, limit: int) -> tuple[Scored, ...]:
-        order = np.argsort(-pool.score, kind="stable")
-        return tuple(
-            Scored(
-                pool.ids[row],
+    def _ranked(self, pool: _Pool, limit: int) -> Ranking:
+        order = np.argsort(-pool.score, kind="stable")[:limit]
+        ids = [pool.ids[row] for row in order]
+        places = dict(zip(ids, order.tolist(), strict=True))
+
+        def explain(passage_id: str) -> Scored:
+            row = places[passage_id]
+            return Scored(
+                passage_id,
                 float(pool.score[row]),
                 {name: float(share[row]) for name, share in pool.shares.items() if share[row] > 0},
                 {name: float(raw[row]) for name, raw in pool.raw.items() if np.isfinite(raw[row])},
             )
-            for row in order[:limit]
-        )
+
+        return Ranking(ids, explain)
 
     # -- what is at hand -------------------------------------------------------------------------------------------
 

@@ -128,15 +128,19 @@ class WordIndex:
 
     def scores(self, weights: Mapping[str, float]) -> NDArray[np.float32]:
         """BM25 of every passage for weighted terms, float32 [N]; 0 where none of them stands."""
-        total = np.zeros(len(self.ids), dtype=np.float32)
+        rows, parts = [], []
         for term, weight in weights.items():
             number = self._number(term)
             if number is None or weight == 0:
                 continue
             part = slice(self._posting_start[number], self._posting_start[number + 1])
-            # A passage stands once in a term's postings, so the indexed addition loses nothing.
-            total[self._posting_row[part]] += self._posting_weight[part] * (weight * self.idf[number])
-        return total
+            rows.append(self._posting_row[part])
+            parts.append(self._posting_weight[part] * (weight * self.idf[number]))
+        if not rows:
+            return np.zeros(len(self.ids), dtype=np.float32)
+        # One pass over all postings: several times as fast as an indexed addition for each term.
+        total = np.bincount(np.concatenate(rows), weights=np.concatenate(parts), minlength=len(self.ids))
+        return total.astype(np.float32)
 
     def rarity(self, term: str) -> float:
         """The term's idf; that of a term in no passage when it is unknown."""

@@ -58,8 +58,10 @@ class Matrix:
         self._lock = threading.Lock()
         self._vectors: NDArray[np.float32] = np.zeros((0, dim), dtype=np.float32)
         self._contents: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._mute: NDArray[np.bool_] = np.zeros(0, dtype=bool)
         self._ids: list[str] = []
         self._rows: dict[str, int] = {}
+        self._allowed: tuple[NDArray[np.bool_], int, NDArray[np.bool_] | None] | None = None
         self._batch = -1
         self._version = -1
 
@@ -84,8 +86,11 @@ class Matrix:
                     grown[:start] = self._vectors[:start]
                     contents = np.zeros(room, dtype=np.int32)
                     contents[:start] = self._contents[:start]
-                    self._vectors, self._contents = grown, contents
+                    mute = np.zeros(room, dtype=bool)
+                    mute[:start] = self._mute[:start]
+                    self._vectors, self._contents, self._mute = grown, contents, mute
                 self._vectors[start : start + len(ids)] = vectors
+                self._mute[start : start + len(ids)] = ~vectors.any(axis=1)
                 self._contents[start : start + len(ids)] = self._numbers.numbers(map(content_of, ids))
                 self._rows.update(zip(ids, range(start, start + len(ids)), strict=True))
                 self._batch = max(new.column("batch").to_pylist())
@@ -110,25 +115,40 @@ class Matrix:
         if rows == 0:
             return empty()
         scores = self._vectors[:rows] @ unit(vector)
-        if allowed is not None:
-            scores = np.where(_at(allowed, self._contents[:rows]), scores, -np.inf)
+        hidden = self._hidden(rows, allowed)
+        if hidden is not None:
+            scores[hidden] = -np.inf
         if limit < rows:
-            best = np.argpartition(-scores, limit)[:limit]
+            best = np.argpartition(scores, rows - limit)[rows - limit :]
+            best.sort()  # equal scores stay in the order in which they were stored
             best = best[np.argsort(-scores[best], kind="stable")]
         else:
             best = np.argsort(-scores, kind="stable")
         best = best[np.isfinite(scores[best]) & (scores[best] != 0)]  # a zero vector stands for: no meaning known
         return Ranked(tuple(self._ids[row] for row in best), scores[best].astype(np.float32))
 
+    def _hidden(self, rows: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Which rows are not allowed, None when all are; remembered, since most searches allow the same."""
+        if allowed is None:
+            return None
+        kept = self._allowed
+        if kept is not None and kept[0] is allowed and kept[1] == rows:
+            return kept[2]
+        hidden = ~_at(allowed, self._contents[:rows])
+        found = hidden if hidden.any() else None
+        self._allowed = (allowed, rows, found)
+        return found
+
     def vectors(self, passage_ids: Sequence[str]) -> NDArray[np.float32]:
         import numpy as np
 
-        found = np.full((len(passage_ids), self.dim), np.nan, dtype=np.float32)
-        for place, passage_id in enumerate(passage_ids):
-            row = self._rows.get(passage_id)
-            if row is not None:
-                found[place] = self._vectors[row]
-        return _without_zeros(found)
+        if not len(self._ids):
+            return np.full((len(passage_ids), self.dim), np.nan, dtype=np.float32)
+        get = self._rows.get
+        rows = np.fromiter((get(passage_id, -1) for passage_id in passage_ids), np.int64, len(passage_ids))
+        found = self._vectors[rows]
+        found[(rows < 0) | self._mute[rows]] = np.nan
+        return found
 
 
 def _at(allowed: NDArray[np.bool_], numbers: NDArray[np.int32]) -> NDArray[np.bool_]:

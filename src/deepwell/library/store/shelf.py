@@ -83,6 +83,8 @@ class Shelf:
 
 
 def labels_from_json(text: str) -> tuple[Label, ...]:
+    if text in ("", "[]"):
+        return ()
     return tuple(Label(str(name), float(score)) for name, score in json.loads(text or "[]"))
 
 

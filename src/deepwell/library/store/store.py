@@ -2,7 +2,8 @@
 
 Readers share one immutable view of a commit (``_View``): the manifest, the documents in memory, and the vectors. Each
 call first asks whether anything was committed since, by this or another process, which costs a few directory listings;
-only then is a new view made, and of the vectors only what is new is read.
+only then is a new view made, and of the vectors only what is new is read. Calls that belong together are made within
+``reading``: it asks once, and all of them see the same commit.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 Signature = tuple[object, ...]
 
 
+def _watched(manifest: Manifest) -> tuple[str, ...]:
+    """The tables whose commits change what a search sees."""
+    return ("documents", "passages", *(table.table for table in manifest.vectors))
+
+
 @dataclass(frozen=True)
 class _View:
     signature: Signature
@@ -48,6 +54,16 @@ class _View:
     @cached_property
     def live(self) -> NDArray[np.bool_]:
         return self.numbers.mask(self.snapshot.contents)
+
+    @cached_property
+    def _versions(self) -> dict[str, object]:
+        return dict(zip(_watched(self.manifest), self.signature[-len(_watched(self.manifest)) :], strict=True))
+
+    def version(self, table: str) -> int:
+        """Of a table when the view was made. There may be a newer one by now."""
+        version = self._versions[table]
+        assert isinstance(version, int)
+        return version
 
 
 class Store:
@@ -61,7 +77,9 @@ class Store:
         self._numbers = ContentNumbers()
         self._lock = threading.RLock()
         self._view_now: _View | None = None
+        self._pinned = threading.local()
         self._matrices: dict[str, Matrix] = {}
+        self._swept: dict[str, int] = {}
         self._shelf = Shelf(self.tables)
         self._scopes: dict[Any, Scope] = {}
         self._spaces: tuple[int, tuple[SpaceStatus, ...]] | None = None
@@ -100,10 +118,22 @@ class Store:
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def _signature(self, stamp: Signature, manifest: Manifest) -> Signature:
-        names = ("documents", "passages", *(table.table for table in manifest.vectors))
-        return (*stamp, *(newest_version(self.tables.folder, name) for name in names))
+        return (*stamp, *(newest_version(self.tables.folder, name) for name in _watched(manifest)))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let this thread see one commit throughout the block."""
+        outer = getattr(self._pinned, "view", None)
+        self._pinned.view = outer or self._view()
+        try:
+            yield
+        finally:
+            self._pinned.view = outer
 
     def _view(self) -> _View:
+        pinned: _View | None = getattr(self._pinned, "view", None)
+        if pinned is not None:
+            return pinned
         view = self._view_now
         if view is not None and view.signature == self._signature(self._manifest_stamp(), view.manifest):
             return view
@@ -224,9 +254,11 @@ class Store:
     def _matrix(self, view: _View, table: VectorTable) -> Matrix:
         with self._lock:
             matrix = self._matrices.get(table.table)
-            if matrix is None or matrix.mostly_dead(view.live):
+            checked = self._swept.get(table.table) == view.number
+            if matrix is None or (not checked and matrix.mostly_dead(view.live)):
                 matrix = self._matrices[table.table] = Matrix(table.table, table.dim, self._numbers)
-        matrix.refresh(self.tables, newest_version(self.tables.folder, table.table))
+            self._swept[table.table] = view.number
+        matrix.refresh(self.tables, view.version(table.table))
         return matrix
 
     # -- the state of a library ------------------------------------------------------------------------------------
