@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwell.library.search import feedback, fuse
+from deepwell.library.search import feedback, fuse, neighbours
 from deepwell.library.search.pool import index_pool
 from deepwell.library.search.tokens import terms
 from deepwell.library.search.understand import understand
@@ -46,10 +46,17 @@ def test_any_text_can_be_searched_and_indexed(text):
 
 def test_understanding():
     intent = understand('What does "boundary  layer" mean in config.yaml of well-known B-1207?')
-    assert intent.literals == ("boundary layer", "config.yaml", "b-1207")
+    assert intent.literals == {"boundary layer": 1.0, "config.yaml": 1.0, "b-1207": 1.0}
     assert "what" not in intent.terms
     assert "the" in understand("the").terms
-    assert understand("10-20 of 3.14 and/or").literals == ()
+    assert not understand("10-20 of 3.14 and/or").literals
+    assert not understand("in the 1960s, i.e. the 3rd U.S. census of 200m people").literals
+
+
+def test_a_quoted_word_in_a_long_description_is_meant_little():
+    assert understand('"force majeure"').literals == {"force majeure": 1.0}
+    long = understand('how "virtual" storage is managed by paging when several programs share one computer memory')
+    assert 0 < long.literals["virtual"] < 0.3
 
 
 def test_bm25_against_the_formula():
@@ -109,6 +116,35 @@ def test_spread_out_keeps_order_and_range(values):
     assert spread.max() == 1
     order = np.argsort(scores, kind="stable")
     assert (np.diff(spread[order]) >= 0).all()
+
+
+def test_words_are_believed_by_what_their_best_passage_holds():
+    assert fuse.trust(0.1, 1) < 0.5
+    assert fuse.trust(1.0, 1) == 1.0  # one word, and it is there
+    assert fuse.trust(0.15, 6) == 1.0  # six words of a long description
+
+
+def test_likes_lend_each_other_score():
+    likeness = np.array([[1, 0.9, 0, 0], [0.9, 1, 0, 0], [0, 0, 1, 0.1], [0, 0, 0.1, 1]], np.float32)
+    scores = np.array([1.0, 0.2, 0.6, 0.6], np.float32)
+    mixed = neighbours.smoothed(scores, likeness)
+    assert mixed[1] > 0.2 and mixed[0] < 1.0
+    np.testing.assert_allclose(mixed[2:], 0.6, rtol=1e-6)
+    assert mixed.min() >= scores.min() and mixed.max() <= scores.max()
+    alone = np.zeros((4, 4), np.float32)
+    np.testing.assert_array_equal(neighbours.smoothed(scores, alone), scores)
+    np.testing.assert_array_equal(neighbours.smoothed(scores[:1], alone[:1, :1]), scores[:1])
+
+
+def test_likeness_of_words_is_the_cosine_of_bm25_weights():
+    index = WordIndex.build([("a", "red fox runs"), ("b", "red fox runs"), ("c", "the blue fox"), ("d", "the owl")])
+    found = neighbours.likeness_of_words(index, np.arange(4))
+    np.testing.assert_allclose(found[0, 1], 1.0, rtol=1e-5)
+    assert 0 < found[0, 2] < 0.6
+    assert found[2, 3] == 0  # they share a stop word only
+    both = neighbours.likeness(np.full((4, 2), np.nan, np.float32), index, np.arange(4))
+    np.testing.assert_allclose(both, found)
+    assert neighbours.likeness(None, None, None) is None
 
 
 def test_a_candidate_an_arm_cannot_judge_is_judged_by_the_others():

@@ -6,8 +6,9 @@ over all candidates). Over 29 public collections that beats adding reciprocals o
 
 The weight of words and meaning is chosen for each query from how surprising the best match of the words is: how many
 standard deviations it lies above what a random passage would get, for each word of the query. For prose its size
-tells little about which arm is right, so both weigh the same. A term that one passage in N holds gives the root of N; no
-other explanation is left than that this passage was meant, and the words decide.
+tells little about which arm is right, so both weigh the same. A term that one passage in N holds gives the root of N;
+no other explanation is left than that this passage was meant, and the words decide. When even their best passage holds
+hardly anything of the query, their weight falls (``trust``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ EVEN_SHARE = 0.6
 
 MOST = 0.9
 """The words' greatest weight."""
+
+COVERED = 0.25
+HELD = 3
+"""Share of the query, and number of terms, from which the words are fully believed; see ``trust``."""
 
 
 def surprise(best: float, weights: Sequence[float], idfs: Sequence[float]) -> float:
@@ -51,6 +56,20 @@ def words_weight(surprised: float, library_size: int) -> float:
     """The words' share of the fused score, 0.5 to ``MOST``."""
     even = min(EVEN_UP_TO, EVEN_SHARE * max(library_size, 1) ** 0.5)
     return float(np.clip(0.5 * (max(surprised, 0.0) / even) ** 0.5, 0.5, MOST))
+
+
+def trust(covered: float, held: int) -> float:
+    """How far the words can be believed, 0 to 1, by what their best passage holds of the query.
+
+    Where it holds a small part only, and few words at that, the words have found an accident (a request in prose
+    among program texts), and whoever is first among accidents must not count as a perfect match. A long description
+    is another matter: a small part of it is still many words.
+
+    Args:
+        covered: The share of the query's terms, by rarity, that the words' best passage holds.
+        held: How many terms that are.
+    """
+    return min(1.0, max(covered / COVERED, held / HELD))
 
 
 def spread_out(scores: NDArray[np.float32], leading: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:

@@ -44,8 +44,7 @@ def index_pool(
     thing; that is what feedback needs: the words that set the best candidates apart from the others.
     """
     vocabulary = Vocabulary()
-    counts = [vocabulary.count(text) for text in texts]
-    index = WordIndex(ids, counts, vocabulary)
+    index = WordIndex(ids, vocabulary.count(texts), vocabulary)
     numbers = [(vocabulary.numbers[t], weight) for t, weight in terms.items() if t in vocabulary.numbers]
     rows = [index.rows[i] for i in matched if i in index.rows]
     if not numbers or not rows:

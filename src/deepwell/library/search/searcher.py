@@ -26,7 +26,7 @@ import numpy as np
 from deepwell.errors import DeepwellError
 from deepwell.library.protocols import ImageEncoder, Senses, TextEncoder
 from deepwell.library.records import Filters, Kind, Label, Query, Results
-from deepwell.library.search import feedback, fuse
+from deepwell.library.search import feedback, fuse, neighbours
 from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm
 from deepwell.library.search.arrange import Ranking, Scored, arrange
 from deepwell.library.search.confidence import Confidence, coverage
@@ -55,6 +55,7 @@ class _Pool:
     raw: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    vectors: NDArray[np.float32] | None = None
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -246,7 +247,9 @@ class Searcher:
             ids = [i for i in pool.ids if i in texts]
             words.index = index_pool(ids, [texts[i] for i in ids], words.terms, words.found, size)
 
-    def _score(self, pool: _Pool, words: WordsArm | None, arms: Sequence[VectorArm], intent: Intent) -> None:
+    def _score(
+        self, pool: _Pool, words: WordsArm | None, arms: Sequence[VectorArm], intent: Intent, *, smooth: bool = False
+    ) -> None:
         """Fill in every arm's score for every candidate, bring them to one scale, and mix them."""
         weights: dict[str, float] = {}
         share_of_words = 0.5 if words is not None else 0.0
@@ -257,13 +260,15 @@ class Searcher:
             pool.raw["words"] = raw
             if raw.max(initial=0.0) > 0:
                 if words.weight is None:
-                    words.weight = self._words_weight(words, float(raw.max()))
+                    words.weight = self._words_weight(words, float(raw.max()), int(rows[int(raw.argmax())]))
                 share_of_words = words.weight
                 pool.shares["words"] = fuse.spread_out(raw, pool.leading)
                 weights["words"] = share_of_words
         for arm in arms:
             vectors = self._store.vectors(arm.space, pool.ids)
             raw = (vectors @ arm.vector).astype(np.float32) if vectors.shape[1] == len(arm.vector) else _nothing(pool)
+            if arm.name == "meaning":
+                pool.vectors = vectors
             pool.raw[arm.name] = raw
             if np.isfinite(raw).any():
                 pool.shares[arm.name] = fuse.spread_out(self._calibrated(raw, arm, pool), pool.leading)
@@ -272,14 +277,32 @@ class Searcher:
             pool.score = np.zeros(len(pool.ids), np.float32)
             return
         pool.score = fuse.weighted(self._imputed(pool), weights)
+        if smooth:
+            self._smooth(pool, words.index if words is not None else None)
         self._lift_literals(pool, intent)
 
-    def _words_weight(self, words: WordsArm, best_score: float) -> float:
+    def _smooth(self, pool: _Pool, index: WordIndex | None) -> None:
+        """Mix the scores of the first text passages with those of their likes."""
+        first = np.argsort(-pool.score, kind="stable")[: neighbours.AMONG]
+        first = first[pool.modality[first] == 0]
+        rows = None
+        if index is not None:
+            rows = np.asarray([index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
+            rows = rows if (rows >= 0).all() else None
+        alike = neighbours.likeness(pool.vectors[first] if pool.vectors is not None else None, index, rows)
+        if alike is not None:
+            pool.score[first] = neighbours.smoothed(pool.score[first], alike)
+
+    def _words_weight(self, words: WordsArm, best_score: float, best_row: int) -> float:
         """From the query's own terms: what feedback adds says nothing about how exact the query was."""
         assert words.index is not None
         known = [(weight, words.index.rarity(t)) for t, weight in words.terms.items() if len(words.index.holds(t))]
         surprised = fuse.surprise(best_score, [weight for weight, _ in known], [idf for _, idf in known])
-        return fuse.words_weight(surprised / max(len(words.terms), 1) ** 0.5, len(self._resident.census().ids))
+        weight = fuse.words_weight(surprised / max(len(words.terms), 1) ** 0.5, len(self._resident.census().ids))
+        rarity = {term: words.index.rarity(term) for term in words.terms}
+        held = [term for term in rarity if best_row in words.index.holds(term)]
+        covered = sum(rarity[term] for term in held) / max(sum(rarity.values()), 1e-9)
+        return weight * fuse.trust(covered, len(held))
 
     def _calibrated(self, raw: NDArray[np.float32], arm: VectorArm, pool: _Pool) -> NDArray[np.float32]:
         present = np.unique(pool.modality[np.isfinite(raw)])
@@ -313,8 +336,8 @@ class Searcher:
         texts = {p.passage_id: normal(p.text) for p in self._store.passages([pool.ids[row] for row in rows])}
         for row in rows:
             text = texts.get(pool.ids[row], "")
-            held = sum(literal in text for literal in intent.literals) / len(intent.literals)
-            pool.score[row] += _LITERAL_BONUS * held
+            held = sum(meant for literal, meant in intent.literals.items() if literal in text)
+            pool.score[row] += _LITERAL_BONUS * held / max(len(intent.literals), 1)
         pool.score /= max(float(pool.score.max()), 1.0)
 
     def _look_again(
@@ -340,7 +363,7 @@ class Searcher:
         wider = self._widened(pool, more) if more else pool
         if wider is not pool and words is not None and words.index is not None:
             self._index_more(words, wider, intent)
-        self._score(wider, words, arms, intent)
+        self._score(wider, words, arms, intent, smooth=True)
         first = order[: feedback.KEPT]
         kept = np.asarray([wider.rows[pool.ids[row]] for row in first], dtype=np.int64)
         feedback.keep_first(wider.score, kept, pool.score[first])

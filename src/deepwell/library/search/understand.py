@@ -21,7 +21,9 @@ from deepwell.library.search.tokens import QUESTION_WORDS, STOP_WORDS, is_identi
 
 _QUOTED = re.compile(r'"([^"]{2,200})"|“([^”]{2,200})”|«([^»]{2,200})»|「([^」]{1,200})」|『([^』]{1,200})』')
 _JOINED = re.compile(r"\w+(?:[._:/@#+\\-]\w+)+")
-_DECADE = re.compile(r"\d{1,4}(?:[.,:/-]\d+)*")
+_NUMBER = re.compile(r"\d{1,4}(?:[.,:/-]\d+)*")
+_COUNTED = re.compile(r"\d+(?:st|nd|rd|th|s|[a-z]{1,2})", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|ph\.d", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class Intent:
         text: As written; what the encoder sees.
         words: Written words that should match, in order, each once; what the store's full-text index is asked.
         terms: Stemmed terms and how often each stands in the query.
-        literals: Strings to be found letter for letter, lower case, white space collapsed.
+        literals: Strings to be found letter for letter, lower case, white space collapsed, and how much each is meant,
+            0 to 1: names, codes and quoted phrases 1, one quoted word as much as it makes up of the query.
     """
 
     text: str
     words: tuple[str, ...]
     terms: Mapping[str, float]
-    literals: tuple[str, ...]
+    literals: Mapping[str, float]
 
     @cached_property
     def match_text(self) -> str:
@@ -56,8 +59,10 @@ def understand(text: str) -> Intent:
     for word in kept:
         for term in cache[word]:
             terms[term] = terms.get(term, 0.0) + 1.0
-    names = tuple(normal(name) for name in _names(text))
-    return Intent(text, tuple(dict.fromkeys(kept)), terms, tuple(dict.fromkeys((*quoted, *names))))
+    # One quoted word in a long description ("virtual" storage) is a way to write, not an order to find it.
+    literals = {phrase: 1.0 if " " in phrase else min(1.0, 2 / max(len(kept), 1)) for phrase in quoted}
+    literals.update((normal(name), 1.0) for name in _names(text))
+    return Intent(text, tuple(dict.fromkeys(kept)), terms, literals)
 
 
 def _content_words(text: str) -> list[str]:
@@ -73,12 +78,14 @@ def _names(text: str) -> list[str]:
     names = [name for name in joined if _is_code(name)]
     inside = {part for name in names for part in words(name)}
     names += [word for word in words(text) if word not in inside and is_identifier(word) and len(word) > 2]
-    return names
+    return [name for name in names if not _COUNTED.fullmatch(name)]  # "1960s", "3rd", "200m"
 
 
 def _is_code(name: str) -> bool:
-    # "well-known" and "and/or" are prose; "3.14" and "2019-2020" are numbers, which readers round and reformat.
-    if _DECADE.fullmatch(name):
+    # "well-known", "and/or" and "i.e" are prose; "3.14" and "2019-2020" are numbers, which readers round and reformat.
+    if _ABBREVIATION.fullmatch(name):
+        return False
+    if _NUMBER.fullmatch(name):
         return name.count(".") > 1 or name.count("-") > 1
     parts = words(name)
     return any(c.isdigit() or c == "_" for c in name) or "." in name or "@" in name or any(map(is_identifier, parts))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,35 +30,66 @@ K1 = 1.2
 B = 0.75
 
 
+_AT_ONCE = 2_000
+"""Passages whose terms are counted in one sort. It bounds memory, and numpy lets other threads run while it sorts."""
+
+
 @dataclass(frozen=True, slots=True)
 class TermCounts:
-    """How often a passage holds each term: ``terms`` int32 [T] numbers in a vocabulary, ``counts`` float32 [T]."""
+    """How often N passages hold each term, one passage after another.
 
+    Attributes:
+        sizes: int64 [N], different terms of each passage.
+        terms: int32 [T], numbers in a vocabulary, ascending within a passage.
+        counts: float32 [T].
+    """
+
+    sizes: NDArray[np.int64]
     terms: NDArray[np.int32]
     counts: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: Sequence[TermCounts]) -> TermCounts:
+        """One after another; there must be at least one part."""
+        return cls(
+            np.concatenate([part.sizes for part in parts]),
+            np.concatenate([part.terms for part in parts]),
+            np.concatenate([part.counts for part in parts]),
+        )
+
+
+class _Numbers(dict[str, int]):
+    """A new term gets the next number."""
+
+    def __missing__(self, term: str) -> int:
+        number = self[term] = len(self)
+        return number
 
 
 @dataclass
 class Vocabulary:
     """Terms and their numbers, in the order they were first seen. Only ever grows."""
 
-    numbers: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=_Numbers)
     names: list[str] = field(default_factory=list)
 
-    def number(self, term: str) -> int:
-        """The term's number, a new one if it is new."""
-        found = self.numbers.setdefault(term, len(self.numbers))
-        if found == len(self.names):
-            self.names.append(term)
-        return found
+    def count(self, texts: Sequence[str]) -> TermCounts:
+        """Count the terms of passages."""
+        parts = [self._count(texts[first : first + _AT_ONCE]) for first in range(0, max(len(texts), 1), _AT_ONCE)]
+        self.names.extend(islice(self.numbers, len(self.names), None))
+        return TermCounts.joined(parts)
 
-    def count(self, text: str) -> TermCounts:
-        """Count the terms of one passage."""
-        cache = shared_cache()
-        number = self.number
-        numbers = [number(term) for term in chain.from_iterable(map(cache.__getitem__, words(text)))]
-        found, counts = np.unique(np.asarray(numbers, dtype=np.int32), return_counts=True)
-        return TermCounts(found.astype(np.int32), counts.astype(np.float32))
+    def _count(self, texts: Sequence[str]) -> TermCounts:
+        terms_of, number_of = shared_cache().__getitem__, self.numbers.__getitem__
+        numbers: list[int] = []
+        ends = []
+        for text in texts:
+            numbers.extend(map(number_of, chain.from_iterable(map(terms_of, words(text)))))
+            ends.append(len(numbers))
+        row = np.repeat(np.arange(len(texts)), np.diff(ends, prepend=0)) if texts else np.zeros(0, np.int64)
+        found, counts = np.unique((row << 32) | np.asarray(numbers, dtype=np.int64), return_counts=True)
+        sizes = np.bincount(found >> 32, minlength=len(texts))
+        return TermCounts(sizes, (found & 0xFFFFFFFF).astype(np.int32), counts.astype(np.float32))
 
 
 class WordIndex:
@@ -74,7 +105,7 @@ class WordIndex:
     def __init__(
         self,
         ids: Sequence[str],
-        counts: Sequence[TermCounts],
+        counts: TermCounts,
         vocabulary: Vocabulary,
         *,
         idf: NDArray[np.float32] | None = None,
@@ -82,14 +113,12 @@ class WordIndex:
     ) -> None:
         self.ids = list(ids)
         self.rows = {passage_id: row for row, passage_id in enumerate(self.ids)}
-        self._counts = list(counts)
         self.vocabulary = vocabulary
         size, number = len(vocabulary.names), len(self.ids)
-        sizes = np.fromiter((len(c.terms) for c in self._counts), np.int64, number)
-        self.start = np.concatenate(([0], np.cumsum(sizes)))
-        self.terms = np.concatenate([c.terms for c in self._counts]) if number else np.zeros(0, np.int32)
-        tf = np.concatenate([c.counts for c in self._counts]) if number else np.zeros(0, np.float32)
-        row = np.repeat(np.arange(number, dtype=np.int32), sizes)
+        self.start = np.concatenate(([0], np.cumsum(counts.sizes)))
+        self.terms = counts.terms
+        tf = counts.counts
+        row = np.repeat(np.arange(number, dtype=np.int32), counts.sizes)
         self.is_stop = np.zeros(size, dtype=bool)
         self.is_stop[[vocabulary.numbers[word] for word in STOP_WORDS if word in vocabulary.numbers]] = True
         self.length = np.bincount(row, weights=tf * ~self.is_stop[self.terms], minlength=number).astype(np.float32)
@@ -111,19 +140,19 @@ class WordIndex:
     def build(cls, passages: Iterable[tuple[str, str]]) -> WordIndex:
         """Index (passage id, text) pairs."""
         vocabulary = Vocabulary()
-        ids, counts = [], []
-        for passage_id, text in passages:
-            ids.append(passage_id)
-            counts.append(vocabulary.count(text))
-        return cls(ids, counts, vocabulary)
+        pairs = list(passages)
+        return cls([i for i, _ in pairs], vocabulary.count([text for _, text in pairs]), vocabulary)
 
     def extended(self, passages: Iterable[tuple[str, str]], keep: Iterable[str]) -> WordIndex:
         """The index of the passages in ``keep`` that are here already, and of new ones."""
-        rows = [self.rows[passage_id] for passage_id in keep if passage_id in self.rows]
-        ids, counts = [self.ids[row] for row in rows], [self._counts[row] for row in rows]
-        for passage_id, text in passages:
-            ids.append(passage_id)
-            counts.append(self.vocabulary.count(text))
+        rows = np.asarray([self.rows[i] for i in keep if i in self.rows], dtype=np.int64)
+        new = list(passages)
+        ids = [*(self.ids[row] for row in rows), *(passage_id for passage_id, _ in new)]
+        sizes = np.diff(self.start)[rows]
+        # Places of the kept passages' terms: each one's first place, and steps of one from there.
+        places = np.repeat(self.start[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+        kept = TermCounts(sizes, self.terms[places], self.tf[places])
+        counts = TermCounts.joined([kept, self.vocabulary.count([text for _, text in new])])
         return WordIndex(ids, counts, self.vocabulary)
 
     def scores(self, weights: Mapping[str, float]) -> NDArray[np.float32]:
