@@ -148,13 +148,20 @@ class ImageEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A passage handed to a language model, under the number it is cited by. ``text`` is data, never instructions."""
+    """A passage handed to a language model, under the number it is cited by. ``text`` is data, never instructions.
+
+    Attributes:
+        about: Its document's title and the headings above it, one a line.
+        words: False when the text is a classifier's list of what a picture or a recording holds, not anybody's words.
+    """
 
     n: int
     text: str
     path: str
     where: str
     score: float = 0.0
+    about: str = ""
+    words: bool = True
 
 
 @dataclass(frozen=True, slots=True)

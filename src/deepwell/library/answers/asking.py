@@ -21,6 +21,7 @@ from deepwell.library.answers import claims, prompt
 from deepwell.library.answers.evidence import Strength, judge
 from deepwell.library.answers.extractive import Extractive
 from deepwell.library.answers.gather import Gathered, Search, gather
+from deepwell.library.answers.guard import visible
 from deepwell.library.answers.places import narrow
 from deepwell.library.answers.ranking import Remembering, rank
 from deepwell.library.protocols import ChatModel, Delta, TextEncoder
@@ -123,6 +124,7 @@ def ask_stream(
     asked = prompt.build(question, gathered.evidence)
     reasoning, written = "", ""
     for delta in writer.chat(asked.messages, max_tokens=limits.answer_tokens):
+        delta = Delta(visible(delta.text), visible(delta.reasoning))
         reasoning += delta.reasoning
         written += delta.text
         shown = delta if draft else Delta(reasoning=delta.reasoning)
@@ -142,7 +144,7 @@ def ask_stream(
     if (checked is None or not checked.text) and writer is not copier:
         why = "wrote no answer" if not written.strip() else "gave no source that stands in the library"
         notices.append(f"{writer.name} {why}; these are sentences copied from the library instead.")
-        copied = "".join(delta.text for delta in copier.chat(asked.messages))
+        copied = "".join(visible(delta.text) for delta in copier.chat(asked.messages))
         checked = claims.check(prompt.parse(copied), question, gathered.passages)
         name = Extractive.name
     elif checked is not None:

@@ -145,7 +145,7 @@ def _sources(
         least = SUPPORTS_FAILED if failed else SUPPORTS_UNASKED
         if (best := supporting(claim, list(by_n.values()), least)) is not None:
             quotes.append(best)
-    cited = "\n".join(f"{by_n[quote.n].about}\n{by_n[quote.n].text}" for quote in quotes)
+    cited = "\n".join(f"{by_n[quote.n].about}\n{by_n[quote.n].speaks}" for quote in quotes)
     if not quotes or not facts_stand(claim, cited, question) or unknown_names(claim, cited, question, strict=strict):
         return []
     return quotes
@@ -182,7 +182,7 @@ def _related(claim: str, held: frozenset[str], quote: Quote, passage: Passage, q
         return True
     if shares_a_number(claim, quote.text):
         return True
-    return _share(held - frozenset(terms(question)), passage.text) > 0
+    return _share(held - frozenset(terms(question)), passage.speaks) > 0
 
 
 def _share(held: frozenset[str], text: str) -> float:

@@ -93,6 +93,18 @@ _ASKS: tuple[tuple[AnswerType, re.Pattern[str]], ...] = (
 )
 
 
+_HOW = re.compile(
+    r"\bhow (?:long|old|tall|high|far|large|big|fast|deep|wide|heavy|often)\b"
+    r"|\b(?:what|which) (?:year|date|day|month|time|decade|century|number|amount|percent|percentage|proportion)\b",
+    re.IGNORECASE,
+)
+
+
+def without_asking(question: str) -> str:
+    """The question without the words that only say what kind of answer it wants ("how old", "what year")."""
+    return _HOW.sub(" ", question)
+
+
 def answer_type(question: str) -> AnswerType:
     """The kind of answer wanted; ``other`` when the question does not say."""
     return next((kind for kind, pattern in _ASKS if pattern.search(question)), "other")

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepwell.library.answers.cues import answer_type
 from deepwell.library.answers.ranking import Asked, Candidate
 from deepwell.library.answers.words import terms
 from deepwell.library.protocols import Evidence
@@ -82,3 +83,34 @@ def judge(
     score = worded if meaning is None else 0.5 * worded + 0.5 * max(0.0, meaning)
     least = threshold if threshold is not None else WORDS_ONLY if meaning is None else WITH_MEANING
     return Strength(score, coverage, best, meaning, missing, bool(evidence) and score >= least)
+
+
+def signals_of(
+    question: str, evidence: Sequence[Evidence], found: Sequence[Hit], ranked: Sequence[Candidate]
+) -> dict[str, float]:
+    """What can be seen of the evidence, each 0 to 1."""
+    groups = [frozenset(terms(hit.text)) for hit in found] or [frozenset(terms(piece.text)) for piece in evidence]
+    asked = Asked(question, groups)
+    held = [frozenset(terms(piece.text)) | frozenset(terms(piece.about)) for piece in evidence]
+    shown = frozenset[str]().union(*held)
+    best = max((candidate.signals["cover"] for candidate in ranked), default=0.0)
+    near = [candidate for candidate in ranked[:8] if candidate.states and candidate.signals["cover"] >= 0.6 * best]
+    typed = answer_type(question) in ("time", "number", "person", "place")
+    cue = max((candidate.signals["cue"] for candidate in near), default=0.0)
+    heaviest = max(asked.terms, key=lambda term: asked.weights[term], default="")
+    top = ranked[0].terms if ranked else frozenset()
+    return {
+        "coverage": max(map(asked.cover, held), default=0.0),
+        "best": ranked[0].signals["cover"] if ranked else 0.0,
+        "shown": asked.cover(shown),
+        "mean2": sum(sorted((c.signals["cover"] for c in ranked), reverse=True)[:3]) / 3,
+        "typed": float(typed),
+        "cue": cue if typed else 0.5,
+        "topcue": ranked[0].signals["cue"] if ranked and typed else 0.5,
+        "rare": float(heaviest in top),
+        "rank": ranked[0].signals["rank"] if ranked else 0.0,
+        "pairs": max((c.signals["pairs"] for c in ranked[:3]), default=0.0),
+        "nterms": float(len(asked.terms)),
+        "meaning": max((c.signals.get("meaning", 0.0) for c in ranked), default=0.0),
+        "topmeaning": ranked[0].signals.get("meaning", 0.0) if ranked else 0.0,
+    }

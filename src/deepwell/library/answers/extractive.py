@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from deepwell.library.answers.cues import answer_type
 from deepwell.library.answers.guard import planted
 from deepwell.library.answers.prompt import NOT_FOUND, question_of
 from deepwell.library.answers.ranking import Candidate, rank
@@ -26,6 +27,7 @@ NEARLY = 1.5
 REPETITION = 4.0
 """What a sentence loses when every word of it was said already."""
 
+_PRONOUN = re.compile(r"(?:it|he|she|they)\b", re.IGNORECASE)
 _BRACKETED = re.compile(r"\s?\[\s?\d{1,3}(?:\s?[,–-]\s?\d{1,3})*\s?\]")
 
 
@@ -61,10 +63,15 @@ class Extractive:
     def choose(self, question: str, evidence: Sequence[Evidence]) -> list[Candidate]:
         """The sentences of the answer in reading order; none when no sentence shares a word or a meaning with it."""
         ranked = [found for found in rank(question, evidence, self.encoder) if not planted(found.text)]
+        ranked = [found for found in ranked if found.states] or ranked
         if not ranked or not _relates(ranked[0]):
             return []
         chosen = [ranked[0]]
         pool = [found for found in ranked[1:20] if ranked[0].score - found.score <= NEARLY and _relates(found)]
+        if answer_type(question) in ("time", "number") and ranked[0].signals["cue"]:
+            pool = [found for found in pool if found.signals["cue"]]  # without a figure it can only pad the answer
+        chosen += _lead_in(chosen[0], ranked)
+        pool = [found for found in pool if found not in chosen]
         while pool and len(chosen) < MOST:
             said = frozenset[str]().union(*(candidate.terms for candidate in chosen))
 
@@ -78,6 +85,14 @@ class Extractive:
             chosen.append(best)
             pool.remove(best)
         return sorted(chosen, key=lambda found: (_first(chosen, found.n), found.order))
+
+
+def _lead_in(best: Candidate, ranked: Sequence[Candidate]) -> list[Candidate]:
+    """The sentence before one that begins with a pronoun: "It squeaked." does not tell what did."""
+    if not _PRONOUN.match(best.text):
+        return []
+    before = (found for found in ranked if found.n == best.n and found.order == best.order - 1)
+    return [found for found in before if found.signals["cover"] > 0]
 
 
 def _relates(candidate: Candidate) -> bool:

@@ -1,7 +1,8 @@
 """The parts of a claim that are either in its source or invented: numbers, addresses, names; and whether it denies.
 
-Numbers are compared by value: "forty-three" and "43", "two thousand" and "2,000" are equal, "ninety" is a figure. Names are words that are written large where a common word would not be. Denial ("not", "never", "without")
-is compared between a claim and the clauses of a sentence that speak of the same thing.
+Numbers are compared by value: "forty-three" and "43", "two thousand" and "2,000" are equal, and "ninety" is a figure.
+Names are words that are written large where a common word would not be. Denial ("not", "never", "without") is compared
+between a claim and the clauses of a sentence that speak of the same thing.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepwell.library.answers import guard
+from deepwell.library.answers.ranking import Asked
 from deepwell.library.answers.sentences import Span, split_sentences
 from deepwell.library.answers.verify import Passage
-from deepwell.library.answers.words import CJK, words
+from deepwell.library.answers.words import CJK, terms, with_iso_dates, words
 from deepwell.library.protocols import Evidence
 from deepwell.library.records import Filters, Hit, Query, Results
 
@@ -22,6 +23,7 @@ Search = Callable[[Query], Results]
 REPEATS = 0.8
 """A passage of which this share stands in one already taken is a repetition."""
 
+_SENTENCE_END = re.compile(r"[.!?。！？](?:\s|$)")
 _CJK = re.compile(f"[{CJK}]")
 
 
@@ -55,11 +57,11 @@ def gather(question: str, search: Search, *, filters: Filters, tokens: int, most
         most: Passages at most.
         looked_at: Hits asked of search; more than ``most``, because some repeat each other.
     """
-    results = search(Query(text=question, filters=filters, limit=max(looked_at, most)))
+    results = search(Query(text=with_iso_dates(question), filters=filters, limit=max(looked_at, most)))
     taken: list[tuple[Hit, str, tuple[Span, ...]]] = []
     shingles: list[frozenset[tuple[str, ...]]] = []
     left, orders = tokens, 0
-    for hit in results:
+    for hit in _in_order(question, results, most):
         if len(taken) == most:
             break
         if not hit.text.strip():
@@ -86,7 +88,8 @@ def gather(question: str, search: Search, *, filters: Filters, tokens: int, most
         notices.append(f"{which} text that gives orders to a language model; it was left out.")
     return Gathered(
         evidence=tuple(
-            Evidence(n, text, hit.path, hit.place.describe(), hit.score) for n, (hit, text, _) in enumerate(taken, 1)
+            Evidence(n, text, hit.path, hit.place.describe(), hit.score, about(hit), has_words(hit))
+            for n, (hit, text, _) in enumerate(taken, 1)
         ),
         hits=tuple(hit for hit, _, _ in taken),
         passages=tuple(Passage(n, hit.text, barred, about(hit)) for n, (hit, _, barred) in enumerate(taken, 1)),
@@ -96,10 +99,31 @@ def gather(question: str, search: Search, *, filters: Filters, tokens: int, most
 
 
 def about(hit: Hit) -> str:
-    """What a hit's file and headings say of it: a name like ``keepers journal 1911`` is often the only date there is."""
+    """What a hit's file and headings say of it: ``keepers journal 1911`` may hold the only date there is."""
     file = hit.path.rpartition("/")[2].rpartition("\\")[2].removeprefix("text:")
     stem = file.rpartition(".")[0] or file
     return "\n".join(dict.fromkeys(part for part in (hit.title, stem, *hit.place.section) if part))
+
+
+def has_words(hit: Hit) -> bool:
+    """Whether a hit's text was written or said, and is not a list of what a classifier saw or heard."""
+    return hit.kind not in ("image", "audio") or bool(hit.place.boxes) or bool(_SENTENCE_END.search(hit.text))
+
+
+def _in_order(question: str, hits: Sequence[Hit], most: int) -> list[Hit]:
+    """Search's order, but a hit that holds more of the question's words than any of the first gets a place among them:
+    of a hundred rows of a table that all mean the same, one has the right date.
+    """
+    if len(hits) <= most:
+        return list(hits)
+    held = [frozenset(terms(hit.text)) for hit in hits]
+    asked = Asked(question, held)
+    covers = [asked.cover(own) for own in held]
+    best = max(range(len(hits)), key=lambda i: (covers[i], -i))
+    if best < most or covers[best] <= max(covers[:most]):
+        return list(hits)
+    at = max(1, most // 2)
+    return [*hits[:at], hits[best], *hits[at:best], *hits[best + 1 :]]
 
 
 def estimate_tokens(text: str) -> int:

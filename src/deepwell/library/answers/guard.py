@@ -64,6 +64,9 @@ _STARTS = re.compile(
 )
 
 
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def planted(text: str) -> tuple[Span, ...]:
     """Spans of sentences that give orders to whoever reads them by machine, with the orders that follow on."""
     spans: list[Span] = []
@@ -89,6 +92,13 @@ def without(text: str, spans: tuple[Span, ...], instead: str) -> str:
     for span in reversed(spans):
         text = text[: span.start] + instead + text[span.end :]
     return text
+
+
+def visible(text: str) -> str:
+    """``text`` without control characters and marks that turn the direction of writing: what a terminal shows must be
+    what was checked.
+    """
+    return _HIDDEN.sub("", text)
 
 
 def defuse(text: str) -> str:

@@ -10,7 +10,11 @@ For every sentence:
 - ``rank``: what search thought of its passage, as one over its place;
 - ``meaning``: nearness of question and sentence, when a text encoder is at hand;
 - ``cue``: the kind of answer asked for is there (a date for "when"), and is not merely repeated from the question;
-- ``shape``: headings, questions, references and fragments make poor answers.
+- ``shape``: questions, references and fragments make poor answers; headings, the description of a table, the head of a
+  letter and a classifier's labels make none, unless nothing else is there (``kinds.py``).
+
+What stands above a sentence, the headings and the title of its file, is lent to it as well: a scanned page of 1911 need
+not repeat its year.
 
 The weights start from a logistic regression on two very different sets (encyclopaedia questions, COVID-19 papers) and
 are rounded to what serves both. The optimum is flat: halving or doubling any one of them moves the hit rate by about
@@ -27,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepwell.library.answers import cues
+from deepwell.library.answers import cues, kinds
 from deepwell.library.answers.sentences import Span, split_sentences
 from deepwell.library.answers.words import near_match, rarity, terms, weight_of
 from deepwell.library.protocols import Evidence, TextEncoder
@@ -44,6 +48,9 @@ NEAR = 0.6
 LENT = 0.5
 """What a word is worth that stands only in the sentence before one that points back to it."""
 
+LENT_ABOVE = 0.35
+"""What a word is worth that stands only in a heading above the sentence or in the title of its file."""
+
 WEIGHTS = {"cover": 4.5, "context": 0.4, "rank": 0.8, "meaning": 5.0, "cue": 0.8, "shape": 1.5, "pairs": 0.8}
 
 
@@ -59,6 +66,7 @@ class Candidate:
         score: Higher is better; only differences count.
         signals: Each signal's value, by name.
         terms: Its content words.
+        states: Whether it says something by itself, unlike a heading or a list of labels.
     """
 
     n: int
@@ -68,14 +76,15 @@ class Candidate:
     score: float
     signals: dict[str, float]
     terms: frozenset[str]
+    states: bool = True
 
 
 class Asked:
     """A question's content words and what each is worth among the gathered sentences."""
 
     def __init__(self, question: str, groups: Sequence[frozenset[str]]) -> None:
-        self.terms = tuple(dict.fromkeys(terms(question)))
-        in_order = terms(question)
+        in_order = terms(cues.without_asking(question))
+        self.terms = tuple(dict.fromkeys(in_order))
         self.pairs = frozenset(pairwise(in_order))
         idf = rarity(groups)
         unseen = max(idf.values(), default=1.0)
@@ -102,6 +111,8 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
     words = [frozenset(sentence) for sentence in in_order]
     asked = Asked(question, words)
     wanted = cues.answer_type(question)
+    above = kinds.above(evidence, found)
+    states = kinds.states(question, evidence, found)
     ranks = {piece.n: 1.0 / (1 + position) for position, piece in enumerate(evidence)}
 
     rows: list[dict[str, float]] = []
@@ -115,6 +126,8 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
         cover = asked.cover(words[i])
         if order and _POINTS_BACK.match(text):
             cover += LENT * (asked.cover(words[i] | words[i - 1]) - cover)
+        if lent := above[i] - words[i]:
+            cover += LENT_ABOVE * (asked.cover(words[i] | lent) - asked.cover(words[i]))
         ordered = in_order[i]
         pairs = len(asked.pairs & frozenset(pairwise(ordered)))
         rows.append(
@@ -123,7 +136,7 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
                 "context": asked.cover(around),
                 "rank": ranks[piece.n],
                 "cue": cues.cue(wanted, question, text),
-                "shape": shape(text, len(words[i])),
+                "shape": shape(text, len(words[i])) if states[i] else -2.0,
                 "pairs": pairs / max(1, len(asked.pairs)),
             }
         )
@@ -138,8 +151,8 @@ def rank(question: str, evidence: Sequence[Evidence], encoder: TextEncoder | Non
             rows[i]["meaning"] = float(cosine)
         scores = [_total(row) for row in rows]
     candidates = [
-        Candidate(piece.n, index, span, span.of(piece.text), score, row, held)
-        for (piece, index, span), row, score, held in zip(found, rows, scores, words, strict=True)
+        Candidate(piece.n, index, span, span.of(piece.text), score, row, held, says)
+        for (piece, index, span), row, score, held, says in zip(found, rows, scores, words, states, strict=True)
     ]
     return sorted(candidates, key=lambda candidate: -candidate.score)
 

@@ -2,8 +2,8 @@
 
 Rules, not a model: a full stop ends a sentence unless an abbreviation, an initial or a number stands before it or a
 small letter follows; Chinese and Japanese full stops always end one; a blank line always does; a line break does when
-the line looks like a heading, a list item or a table row ("year: 2021; rain: 3.1") rather than a wrapped line. What is left too
-long (a transcript without punctuation, a table in one line) is cut at the best softer border.
+the line looks like a heading, a list item or a table row ("year: 2021; rain: 3.1") rather than a wrapped line. What is
+left too long (a transcript without punctuation, a table in one line) is cut at the best softer border.
 """
 
 from __future__ import annotations

@@ -74,6 +74,14 @@ class Passage:
     about: str = ""
 
     @cached_property
+    def speaks(self) -> str:
+        """The text without what is barred: an order must not vouch for the address that it names."""
+        text = self.text
+        for span in reversed(self.barred):
+            text = f"{text[: span.start]}\n\n{text[span.end :]}"
+        return text
+
+    @cached_property
     def tokens(self) -> tuple[Token, ...]:
         """The words and marks of the text in comparable form."""
         return tuple(_tokens(self.text))

@@ -47,12 +47,20 @@ _IRREGULAR = {
     sing sang sung|sink sank sunk|sleep slept|speak spoke spoken|spend spent|stand stood|steal stole stolen|
     strike struck|swim swam swum|take took taken|teach taught|tear tore torn|think thought|throw threw thrown|
     wear wore worn|win won|write wrote written|child children|foot feet|goose geese|man men|mouse mice|tooth teeth|
-    wife wives|woman women""".split("|")
+    wife wives|woman women|
+    mm millimetre millimetres millimeter millimeters|cm centimetre centimetres centimeter centimeters|
+    km kilometre kilometres kilometer kilometers|kg kilogram kilograms kilo kilos|hour hours h|minute minutes min|
+    percent percentage percents""".split("|")
     for form in group.split()
 }
 
 _ISO_DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b")
 _MONTHS = "january february march april may june july august september october november december".split()
+_DATE = re.compile(
+    rf"\b(?:(\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?({'|'.join(_MONTHS)})|({'|'.join(_MONTHS)})\s+(\d{{1,2}})(?:st|nd|rd|th)?)"
+    r",?\s+(\d{4})\b",
+    re.IGNORECASE,
+)
 
 _CJK_STOP = frozenset(
     "の は が を に で と も か ね よ 的 了 是 在 吗 呢 什么 什麼 谁 誰 哪里 哪裡 何 どこ いつ だれ です ます".split()
@@ -73,15 +81,24 @@ def words(text: str) -> list[str]:
 
 
 def terms(text: str) -> list[str]:
-    """Stemmed content words in order, repeats kept. A date like 2024-06-04 also gives ``june`` and ``4``."""
+    """Stemmed content words in order, repeats kept. A date like 2024-06-04 also gives ``4``, ``june`` and ``2024``."""
     if "-" in text:
         text = _ISO_DATE.sub(_said, text)
     return [stem(word) for word in words(text) if word not in STOPWORDS and word not in _CJK_STOP]
 
 
+def with_iso_dates(text: str) -> str:
+    """``text`` with each date in it repeated as a table writes it: "4 June 2024" adds ``2024-06-04``."""
+    iso = []
+    for found in _DATE.finditer(text):
+        day, month, year = found[1] or found[4], (found[2] or found[3]).lower(), found[5]
+        iso.append(f"{year}-{_MONTHS.index(month) + 1:02}-{int(day):02}")
+    return f"{text} {' '.join(iso)}" if iso else text
+
+
 def _said(date: re.Match[str]) -> str:
     month, day = int(date[2]), int(date[3])
-    return f"{date.group()} {day} {_MONTHS[month - 1]}" if 1 <= month <= 12 else date.group()
+    return f"{date.group()} {day} {_MONTHS[month - 1]} {date[1]}" if 1 <= month <= 12 else date.group()
 
 
 @lru_cache(maxsize=50_000)
