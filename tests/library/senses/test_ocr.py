@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from deepwell.library.protocols import OcrLine
-from deepwell.library.senses.ocr import PageReader
+from deepwell.library.senses.ocr import PageReader, printed_part
 
 pytest.importorskip("rapidocr")
 pytest.importorskip("onnxruntime")
@@ -49,6 +49,23 @@ def test_a_page_on_its_side_keeps_boxes_on_the_picture_as_it_is(reader: PageRead
     first, second = (line.box for line in lines)
     assert first.right < second.left  # turned anticlockwise, the first line stands left of the second
     assert first.bottom - first.top > 0.5
+
+
+def test_a_line_on_a_large_blank_page_is_not_overlooked(reader: PageReader) -> None:
+    image = Image.new("L", (2550, 3300), "white")
+    ImageDraw.Draw(image).text((300, 420), LINES[0], "black", font=ImageFont.load_default(44))
+    (line,) = reader.read(image)
+    assert line.text == LINES[0]
+    assert line.box.left == pytest.approx(300 / 2550, abs=0.02)
+    assert line.box.top < 440 / 3300 < line.box.bottom < 500 / 3300
+
+
+def test_the_printed_part() -> None:
+    image = Image.new("L", (1000, 2000), 240)
+    assert printed_part(image) == (0, 0, 1000, 2000)
+    image.paste(20, (400, 600, 700, 900))
+    left, top, right, bottom = printed_part(image)
+    assert 340 < left < 400 and 540 < top < 600 and 700 < right < 760 and 900 < bottom < 960
 
 
 @pytest.mark.slow

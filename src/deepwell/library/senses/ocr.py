@@ -34,6 +34,8 @@ _LEAST_SCORE = 0.5
 _SAMPLE = 3
 _LEAST_SIDE = 12
 _FAINT = 110
+_INK = 48
+_MARGIN = 0.02
 
 
 @dataclass
@@ -74,6 +76,10 @@ class PageReader:
         image = to_rgb(image)
         if min(image.size) < _LEAST_SIDE:
             return []
+        whole = image.size
+        part = printed_part(image)
+        if part != (0, 0, *whole):
+            image = image.crop(part)
         if max(image.size) > LONG_SIDE:
             image.thumbnail((LONG_SIDE, LONG_SIDE), reducing_gap=3.0)
         pixels = np.ascontiguousarray(np.asarray(_stretched(image))[:, :, ::-1])  # the networks want blue first
@@ -86,7 +92,7 @@ class PageReader:
         lines = []
         for i in (kept[j] for j in reading_order(upright)):
             text, score = read[i]
-            lines.append(OcrLine(text.strip(), _box(quads[i], pixels.shape[:2]), round(float(score), 3)))
+            lines.append(OcrLine(text.strip(), _box(quads[i], pixels.shape[:2], part, whole), round(float(score), 3)))
         return lines
 
     def _find(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -135,6 +141,27 @@ class PageReader:
         return (str(texts[0]), float(scores[0])) if texts and scores else ("", 0.0)
 
 
+def printed_part(image: Image) -> tuple[int, int, int, int]:
+    """The picture without the even ground around what is on it: left, top, right, bottom in pixels.
+
+    The network that finds lines looks at the whole picture, and overlooks a line or two on a large blank page.
+    """
+    import numpy as np
+
+    step = max(1, max(image.size) // 500)
+    grey = np.asarray(image.convert("L").reduce(step), dtype=np.int16)
+    ink = np.abs(grey - int(np.median(grey))) > _INK
+    if not ink.any():
+        return (0, 0, *image.size)
+    margin = round(_MARGIN * max(grey.shape)) + 1
+    spans = []
+    for axis, side in ((0, image.width), (1, image.height)):
+        marked = np.flatnonzero(ink.any(axis=axis))
+        first, last = int(marked[0]) - margin, int(marked[-1]) + 1 + margin
+        spans.append((max(0, first * step), min(side, last * step)))
+    return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+
 def _stretched(image: Image) -> Image:
     """Faint print made black on white: when dark and light are close together, spread them over the whole range."""
     import numpy as np
@@ -168,9 +195,13 @@ def _turned_bounds(quad: NDArray[np.float64], shape: tuple[int, ...], turns: int
     return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
-def _box(quad: NDArray[np.float64], shape: tuple[int, ...]) -> Box:
-    """Bounds of a line as fractions of the picture."""
+def _box(
+    quad: NDArray[np.float64], shape: tuple[int, ...], part: tuple[int, int, int, int], whole: tuple[int, int]
+) -> Box:
+    """Bounds of a line as fractions of the whole picture, of which ``part`` was looked at as pixels of ``shape``."""
     import numpy as np
 
-    xs, ys = np.clip(quad[:, 0] / shape[1], 0, 1), np.clip(quad[:, 1] / shape[0], 0, 1)
+    left, top, right, bottom = part
+    xs = (left + np.clip(quad[:, 0] / shape[1], 0, 1) * (right - left)) / whole[0]
+    ys = (top + np.clip(quad[:, 1] / shape[0], 0, 1) * (bottom - top)) / whole[1]
     return Box(*(round(float(value), 4) for value in (xs.min(), ys.min(), xs.max(), ys.max())))
