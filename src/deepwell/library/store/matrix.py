@@ -49,14 +49,14 @@ def to_numpy(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
 class Matrix:
     """The vectors of one table, in memory. Reading threads share it; ``refresh`` is guarded."""
 
-    def __init__(self, table: str, dim: int, numbers: ContentNumbers) -> None:
+    def __init__(self, table: str, dim: int, numbers: ContentNumbers, dtype: str = "float32") -> None:
         import numpy as np
 
         self.table = table
         self.dim = dim
         self._numbers = numbers
         self._lock = threading.Lock()
-        self._vectors: NDArray[np.float32] = np.zeros((0, dim), dtype=np.float32)
+        self._vectors: NDArray[Any] = np.zeros((0, dim), dtype=dtype)
         self._contents: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._mute: NDArray[np.bool_] = np.zeros(0, dtype=bool)
         self._ids: list[str] = []
@@ -82,7 +82,7 @@ class Matrix:
                 start = len(self._ids)
                 if start + len(ids) > len(self._vectors):
                     room = max(start + len(ids), int(1.5 * len(self._vectors)))
-                    grown = np.zeros((room, self.dim), dtype=np.float32)
+                    grown = np.zeros((room, self.dim), dtype=self._vectors.dtype)
                     grown[:start] = self._vectors[:start]
                     contents = np.zeros(room, dtype=np.int32)
                     contents[:start] = self._contents[:start]
@@ -146,7 +146,7 @@ class Matrix:
             return np.full((len(passage_ids), self.dim), np.nan, dtype=np.float32)
         get = self._rows.get
         rows = np.fromiter((get(passage_id, -1) for passage_id in passage_ids), np.int64, len(passage_ids))
-        found = self._vectors[rows]
+        found: NDArray[np.float32] = self._vectors[rows].astype(np.float32, copy=False)
         found[(rows < 0) | self._mute[rows]] = np.nan
         return found
 

@@ -91,7 +91,7 @@ def labels_from_json(text: str) -> tuple[Label, ...]:
 def stored_passage(row: Row, snapshot: Snapshot, within: Scope | None) -> StoredPassage | None:
     """A passage with its document: of several with the same content, the first that is within the scope."""
     for document in snapshot.by_content.get(content_of(row["passage_id"]), ()):
-        document_id = snapshot.columns["document_id"][document]
+        document_id = snapshot.columns.value("document_id", document)
         if within is None or document_id in within.documents:
             return StoredPassage(
                 passage_id=row["passage_id"],
@@ -100,12 +100,12 @@ def stored_passage(row: Row, snapshot: Snapshot, within: Scope | None) -> Stored
                 modality=row["modality"],
                 labels=labels_from_json(row["labels"]),
                 document_id=document_id,
-                path=snapshot.columns["path"][document],
-                kind=snapshot.columns["kind"][document],
-                title=snapshot.columns["title"][document],
+                path=snapshot.columns.value("path", document),
+                kind=snapshot.columns.value("kind", document),
+                title=snapshot.columns.value("title", document),
                 metadata=snapshot.metadata(document),
                 modified=snapshot.modified(document),
-                created=snapshot.columns["created"][document],
+                created=snapshot.columns.value("created", document),
                 ordinal=row["ordinal"],
             )
     return None
