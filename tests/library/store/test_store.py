@@ -95,6 +95,14 @@ def test_words_of_other_scripts_and_forms(store: Store, query: str, title: str) 
     assert found(store, query) == [title]
 
 
+@pytest.mark.parametrize(
+    "word", ["cat", "dog", "sea", "die", "men", "son", "ten", "pour", "fort", "ben", "mine", "data"]
+)
+def test_stop_words_of_other_languages_are_words(store: Store, word: str) -> None:
+    put(store, made("held", f"this is the {word} of it"), made("other", "lighthouse"))
+    assert found(store, word) == ["held"]
+
+
 def library_of_many(store: Store, count: int) -> list[str]:
     """Documents 0..count-1, each the same words and a vector that turns slowly, so that rank follows number."""
     rows = [made(f"{n}", f"common words number{n}", kind="pdf" if n % 2 else "text") for n in range(count)]

@@ -175,10 +175,11 @@ class Searcher:
         if not pool.ids:
             return Ranking((), None)
         if words:
-            if not words.found and arms:
-                notices.append("none of the words stands in the library; these are the nearest in meaning")
             self._complete_words(words, pool)
         self._score(pool, words, arms, intent)
+        if words and arms and "words" not in pool.shares:
+            where = "the library" if scope is None else "the part of the library that was searched"
+            notices.append(f"none of the words stands in {where}; these are the nearest in meaning")
         if self._feedback and len(pool.ids) > 1 and intent.text:
             pool = self._look_again(pool, words, arms, intent, depth)
         return self._ranked(pool, depth)

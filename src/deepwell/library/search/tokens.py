@@ -6,7 +6,7 @@ A term is a lower-cased, stemmed word. Three things make it fit for a person's o
   ``name``; ``ERR_CONN_17`` gives itself, ``err``, ``conn``, ``17``;
 - Chinese, Japanese, Korean and Thai do not put spaces between words, so runs of these scripts become overlapping pairs
   of characters (a lone character stays one), which needs no dictionary;
-- stop words are kept here. A query drops them (``understand``), unless they are all it has.
+- stop words are counted like others. A query drops them (``understand``), unless they are all it has.
 
 The stemmer is Snowball's English one, which is also what the store's full-text index uses, so both agree on what a
 word is. Words of other languages pass it nearly unharmed.
@@ -29,12 +29,6 @@ _UNSPACED = re.compile(
 )
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
 _COMPOUND = re.compile(r"_|[a-z][A-Z]|[A-Z]{2}[a-z]|[^\W\d_]\d|\d[^\W\d_]")
-
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this"
-    " to was will with".split()
-)
-"""Lucene's list: words that almost every English text holds."""
 
 QUESTION_WORDS = frozenset(
     "what which who whom whose when where why how do does did done i am me my we our us you your can could would should"

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepwell.library.search.tokens import QUESTION_WORDS, STOP_WORDS, is_identifier, shared_cache, words
+from deepwell.library.search.tokens import QUESTION_WORDS, is_identifier, shared_cache, words
+from deepwell.library.store.words import STOP_WORDS
 
 _QUOTED = re.compile(r'"([^"]{2,200})"|“([^”]{2,200})”|«([^»]{2,200})»|「([^」]{1,200})」|『([^』]{1,200})』')
 _JOINED = re.compile(r"\w+(?:[._:/@#+\\-]\w+)+")

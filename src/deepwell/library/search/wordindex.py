@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepwell.library.search.tokens import STOP_WORDS, shared_cache, words
+from deepwell.library.search.tokens import shared_cache, words
+from deepwell.library.store.words import STOP_WORDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 NARROW = 500
 """Contents up to which a scope is handed to Lance as a condition."""
 
+STOP_WORDS = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this"
+    " to was will with".split()
+)
+"""Lucene's list: words that almost every English text holds."""
+
 TOKENIZER: Mapping[str, Any] = {
     # icu finds words in Chinese and Japanese; stemming and stop words are English and leave other scripts alone.
     "base_tokenizer": "icu",
     "language": "English",
     "stem": True,
     "remove_stop_words": True,
+    # Without a list of its own, Lance's icu tokenizer drops the stop words of every language it knows: cat, dog, sea.
+    "custom_stop_words": sorted(STOP_WORDS),
     "ascii_folding": True,
     "lower_case": True,
     "with_position": False,  # positions have broken compaction (design.md), and nothing here asks for phrases
