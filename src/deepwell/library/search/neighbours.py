@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 AMONG = 60
 """First candidates that are compared with each other."""
-NEIGHBOURS = 5
-LENT = 0.3
+NEIGHBOURS = 8
+LENT = 0.4
 """The neighbours' part in a passage's score."""
 
 
