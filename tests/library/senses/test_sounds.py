@@ -23,10 +23,15 @@ def told(scores: np.ndarray, seconds: float | None = None) -> list[tuple[float, 
 
 
 def test_neighbours_that_hear_the_same_are_joined() -> None:
-    dog, rain, none = (0, 0.9, 0.1), (0, 0.1, 0.8), (0.9, 0.0, 0.0)
+    dog, rain, none = (0, 0.9, 0.05), (0, 0.05, 0.8), (0.9, 0.0, 0.0)
     assert told(windows(dog, dog, rain, rain)) == [(0, 2, ["Dog"]), (2, 4, ["Rain"])]
     assert told(windows(dog, none, dog, none, none, rain)) == [(0, 3, ["Dog"]), (5, 6, ["Rain"])]
     assert told(windows(none, none)) == []
+
+
+def test_what_fades_ends_though_it_is_still_faintly_heard() -> None:
+    scores = windows((0, 0.9, 0.0), (0, 0.3, 0.8), (0, 0.12, 0.8))
+    assert told(scores) == [(0, 2, ["Dog", "Rain"]), (2, 3, ["Rain", "Dog"])]
 
 
 def test_what_is_heard_beside_it_is_told_too_best_first() -> None:

@@ -5,7 +5,7 @@ classifier says what a picture or sound may be, a text encoder knows what those 
 the mean of the names' vectors weighted by probability. It then lies in the text encoder's own space, between
 "seashore" and "surfboard", and "people at the beach" finds it though no label says so.
 
-Three things make it better than the paper's recipe for search. They were chosen with the captions of every second one of
+Three things make it better than the paper's recipe for search. They were chosen with the captions of every second of
 500 photographs (5 captions each); the figures are R@10 of the other captions among all 500, with all-MiniLM-L6-v2
 (``benchmarks/senses.py pictures``):
 - a class is encoded with its dictionary definition and, for animals, its group, not by its bare name: they hold the

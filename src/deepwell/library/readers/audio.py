@@ -36,7 +36,7 @@ class AudioReader:
     """Reads the sound of anything that FFmpeg decodes."""
 
     name = "audio"
-    version = 1
+    version = 2
     suffixes = frozenset(
         ".wav .flac .mp3 .ogg .oga .opus .m4a .m4b .aac .wma .aif .aiff .aifc .au .amr .caf .mka"
         " .mp4 .m4v .mov .webm .mkv "
