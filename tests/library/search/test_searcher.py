@@ -192,6 +192,17 @@ def test_a_recording_finds_recordings_that_sound_alike(store, encoder, searcher,
     assert set(results[0].why) == {"sound"}
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_library_of_pictures_alone_is_searched_by_words(store, encoder, searcher, warm):
+    ids = [store.put(k, [f"dog, animal {k}"], kind="image", modality="image")[0] for k in range(3)]
+    store.space_vectors["text"] = dict(zip(ids, Conse(encoder).encode_labels([[Label("dog", 1.0)]] * 3), strict=True))
+    search = searcher()
+    if warm:
+        search.warm()
+    assert len(search.search(Query(text="a dog in the water"))) == 3
+    assert len(search.search(Query(text="a dog in the water", filters=Filters(kinds=("image",))))) == 3
+
+
 def test_pictures_neither_flood_nor_vanish(store, searcher):
     # Pictures' vectors lie in a narrow cone where every cosine is high; only a picture that stands out may win.
     rng = np.random.default_rng(1)

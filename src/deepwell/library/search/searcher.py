@@ -286,6 +286,8 @@ class Searcher:
         """Mix the scores of the first text passages with those of their likes."""
         first = np.argsort(-pool.score, kind="stable")[: neighbours.AMONG]
         first = first[pool.modality[first] == 0]
+        if not len(first):
+            return
         rows = None
         if index is not None:
             rows = np.asarray([index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
