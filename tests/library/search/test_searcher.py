@@ -107,6 +107,22 @@ def test_nothing_found_is_empty(store, encoder, searcher):
     assert len(searcher(text_encoder=None).search(Query(text="quasar"))) == 0
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_it_says_whether_any_of_the_words_stands_here(store, encoder, searcher, warm):
+    fill(store, encoder)
+    store.put(70, ["a cat in a book"], path="/books/cat.epub", kind="book")
+    store.encode(encoder)
+    search = searcher()
+    if warm:
+        search.warm()
+    assert search.search(Query(text="a cat", filters=Filters(kinds=("book",)))).notices == ()
+    strange = search.search(Query(text="quasar redshift"))
+    assert strange.notices == ("none of the words stands in the library; these are the nearest in meaning",)
+    assert not any("words" in hit.why for hit in strange)
+    elsewhere = search.search(Query(text="diesel", filters=Filters(kinds=("book",))))
+    assert "part of the library" in elsewhere.notices[0]
+
+
 def test_filters_hold_for_every_arm(store, encoder, searcher):
     fill(store, encoder)
     store.put(70, ["a cat in a book"], path="/books/cat.epub", kind="book")

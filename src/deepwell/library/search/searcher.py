@@ -356,7 +356,8 @@ class Searcher:
             before = set(meaning.found)
             meaning.retrieve(self._store, depth)
             more += [i for i in meaning.found if i not in before]
-        if words is not None and words.index is not None:
+        # Where none of the query's own words stands, words taken from the nearest in meaning would be shown as its own.
+        if words is not None and words.index is not None and "words" in pool.shares:
             first = order[: feedback.TERM_EXAMPLES]
             rows = np.asarray([words.index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
             here = rows >= 0
