@@ -70,6 +70,7 @@ def test_each_bad_file_is_one_clear_line_and_the_rest_goes_on(hostile: ModuleTyp
     assert [line for line in added.err.splitlines() if line.startswith("unseen")] == [
         f"unseen  {folder}/locked: no permission to look at it (Change its permissions, then: deepwell sync)"
     ]
+    assert "1 file could tell more with yamnet; run: deepwell models pull yamnet" in added.out
     assert "Traceback" not in added.err
     assert added.peak < 2**31
 
