@@ -12,7 +12,8 @@ be; a document's rank is that of its best passage. Prints nDCG@10 and recall@100
 - bm25s on whole documents; txtai's hybrid index on whole documents with the same encoder weights.
 
 Needs the data sets (``DEEPWELL_DATA``) and the text encoder (``deepwell models pull starter``); says so and exits 0
-when they are absent. ``--keep`` keeps libraries between runs, since encoding takes most of the time.
+when they are absent. ``--keep`` keeps libraries and txtai's indexes between runs, since encoding takes nearly all of
+the time; a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -179,6 +180,8 @@ def open_library(collection: Collection, keep: Path) -> Library:
     library = Library(keep / collection.name)
     if library.status().documents != len(collection.ids):
         library.add_texts(collection.texts, ids=collection.ids)
+    elif any(space.active and space.done < space.total for space in library.status().spaces):
+        library.sync()  # an earlier run was ended while it encoded
     return library
 
 
