@@ -73,6 +73,7 @@ TRUE = [
     ("How high is the lighthouse?", 'The Harrow Skerry light is 31 metres high. [6]\n\n[6] "It is 31 metres high"'),
     ("Was it in the sixties?", 'The bridge was opened in the 1960s. [2]\n\n[2] "opened on 8 September 1966"'),
     ("Wo ist das?", 'Die Brücke wurde im Jahr 1966 eröffnet. [2]\n\n[2] "opened on 8 September 1966"'),
+    ("How high is it?", 'The lighthouse is 31 m high. [6]\n\n[6] "It is 31 metres high"'),
     ("What happened?", "Several hives stood behind the chapel in 1987. The beekeeper counted them. [1]"),
 ]
 
@@ -159,6 +160,12 @@ def test_numbers_are_compared_by_value(claim, source, stands):
 )
 def test_names_must_stand_in_the_source(claim, source, unknown):
     assert unknown_names(claim, source, "") == unknown
+
+
+def test_a_claim_may_rest_on_two_neighbouring_sentences():
+    page = Passage(1, "4th November 1911. The barometer fell to 27.94 inches. The goat is missing.")
+    checked = claims.check(prompt.parse("The barometer fell to 27.94 inches on 4 November 1911 [1]."), "", [page])
+    assert [quote.text for quote in checked.quotes] == ["4th November 1911. The barometer fell to 27.94 inches."]
 
 
 def test_denial_is_looked_for_where_the_claim_speaks():

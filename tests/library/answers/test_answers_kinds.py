@@ -1,12 +1,13 @@
 """Headings, table descriptions, heads of letters and labels are no answers; what stands above a sentence helps it."""
 
 from deepwell.library.answers import Extractive, ask
-from deepwell.library.answers.gather import has_words
+from deepwell.library.answers.evidence import judge
+from deepwell.library.answers.gather import gather, has_words
 from deepwell.library.answers.ranking import rank
 from deepwell.library.answers.sentences import split_sentences
 from deepwell.library.answers.words import terms, with_iso_dates
 from deepwell.library.protocols import Evidence
-from deepwell.library.records import Box, Hit, Place, Results
+from deepwell.library.records import Box, Filters, Hit, Place, Results
 
 _NOWHERE = Place()
 HOARD = (
@@ -60,6 +61,33 @@ def test_the_head_of_a_letter_is_not_an_answer_unless_letters_are_asked_for():
     assert best("Who sent the letter of Ruth Okafor?", piece).startswith("From: Ruth")
 
 
+def test_what_only_repeats_the_question_is_not_an_answer():
+    text = "Ruth Okafor\nFrom the station I saw them from above, and I counted 188 days in space."
+    assert "188" in best("How many days was Ruth Okafor in space?", Evidence(1, text, "/a.txt", ""))
+
+
+def test_labels_do_not_take_the_place_of_words():
+    def hit(n, kind, text):
+        return Hit(f"d{n}", f"d{n}-0", f"/{n}", kind, text, _NOWHERE, 1 / n, {})
+
+    hits = [hit(n, "image", f"tabby cat, thing {n}") for n in range(1, 9)]
+    hits.append(hit(9, "text", "The tabby cat weighs four kilograms."))
+
+    def search(query):
+        return Results(query, tuple(hits), 1.0)
+
+    def shown(question):
+        return gather(question, search, filters=Filters(), tokens=2400, most=4).evidence
+
+    assert shown("What does the tabby cat weigh?")[0].path == "/9"
+    assert shown("Which photographs show a tabby cat?")[0].path == "/1"
+
+
+def test_a_figure_is_preferred_when_one_is_asked_for():
+    text = "The comet stood low in the sky after dusk. The comet will be back in the summer of 2061."
+    assert best("When will the comet in the sky be back?", Evidence(1, text, "/a.txt", "")).endswith("2061.")
+
+
 def test_what_stands_above_lends_its_words():
     page = "The barometer fell to 27.94 inches. The goat is missing."
     other = "The barometer fell to 29.01 inches on the way."
@@ -93,3 +121,14 @@ def test_dates_and_irregular_verbs_meet():
     )
     assert with_iso_dates("in June 2024") == "in June 2024"
     assert terms("fell fallen sent mice millimetres") == terms("fall falls send mouse mm")
+
+
+def test_a_figure_that_is_nowhere_is_doubted():
+    def strength(question, text):
+        piece = [Evidence(1, text, "/a.txt", "")]
+        return judge(question, piece, (), rank(question, piece)).score
+
+    question = "How many burrows of puffins are on the west slope?"
+    without = strength(question, "The burrows of puffins are on the west slope.")
+    assert without < 0.75 < strength(question, "On the west slope are 438 burrows of puffins.")
+    assert strength("Are burrows of puffins on the west slope?", "The burrows of puffins are on the west slope.") == 1.0

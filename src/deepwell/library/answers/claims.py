@@ -153,24 +153,28 @@ def _sources(
 
 def supporting(claim: str, passages: Sequence[Passage], share: float) -> Quote | None:
     """The sentence in ``passages`` that holds most of the claim's content words and all of its numbers, and does not
-    say the contrary; None when no sentence holds at least ``share`` of them.
+    say the contrary; else two neighbouring ones; None when those do not hold at least ``share`` of the words either.
     """
     held = frozenset(terms(claim))
     if not held:
         return None
-    best: Quote | None = None
-    best_share = share
-    for passage in passages:
-        for span in split_sentences(passage.text):
-            sentence = span.of(passage.text)
-            own = _share(held, sentence)
-            if own < best_share or (best is not None and own == best_share):
-                continue
-            if facts_stand(claim, sentence, "") and not contradicts(claim, sentence):
-                quote = find(sentence, passage)
-                if quote is not None:
-                    best, best_share = quote, own
-    return best
+    for together in (1, 2):
+        best: Quote | None = None
+        best_share = share
+        for passage in passages:
+            spans = split_sentences(passage.text)
+            for first, last in zip(spans, spans[together - 1 :], strict=False):
+                sentence = passage.text[first.start : last.end]
+                own = _share(held, sentence)
+                if own < best_share or (best is not None and own == best_share):
+                    continue
+                if facts_stand(claim, sentence, "") and not contradicts(claim, sentence):
+                    quote = find(sentence, passage)
+                    if quote is not None:
+                        best, best_share = quote, own
+        if best is not None:
+            return best
+    return None
 
 
 def _related(claim: str, held: frozenset[str], quote: Quote, passage: Passage, question: str) -> bool:

@@ -64,7 +64,8 @@ _ASKS: tuple[tuple[AnswerType, re.Pattern[str]], ...] = (
         "number",
         _any(
             "how (?:many|much|long|old|tall|high|far|large|big|fast|deep|wide|heavy|often)"
-            "/(?:what|which) (?:percent|percentage|number|proportion|fraction|amount|age|size|distance|price|cost)"
+            "/(?:what|which) (?:percent|percentage|number|proportion|fraction|amount|age|size|distance|price|cost"
+            "|temperature|height|weight|length|speed|total)"
             "/wie ?viele?/combien/cuántos?",
             "几|多少|いくつ|何人|何個",
         ),

@@ -66,9 +66,9 @@ class Extractive:
         ranked = [found for found in ranked if found.states] or ranked
         if not ranked or not _relates(ranked[0]):
             return []
-        chosen = [ranked[0]]
-        pool = [found for found in ranked[1:20] if ranked[0].score - found.score <= NEARLY and _relates(found)]
-        if answer_type(question) in ("time", "number") and ranked[0].signals["cue"]:
+        chosen = [_leader(question, ranked)]
+        pool = [found for found in ranked[:20] if ranked[0].score - found.score <= NEARLY and _relates(found)]
+        if answer_type(question) in ("time", "number") and chosen[0].signals["cue"]:
             pool = [found for found in pool if found.signals["cue"]]  # without a figure it can only pad the answer
         chosen += _lead_in(chosen[0], ranked)
         pool = [found for found in pool if found not in chosen]
@@ -85,6 +85,16 @@ class Extractive:
             chosen.append(best)
             pool.remove(best)
         return sorted(chosen, key=lambda found: (_first(chosen, found.n), found.order))
+
+
+def _leader(question: str, ranked: Sequence[Candidate]) -> Candidate:
+    """The best sentence; when a figure or a date is wanted and it has none, a good one that has."""
+    best = ranked[0]
+    if answer_type(question) not in ("time", "number") or best.signals["cue"]:
+        return best
+    with_figure = (found for found in ranked[:20] if found.signals["cue"] and _relates(found))
+    found = next(with_figure, best)
+    return found if best.score - found.score <= 2 * NEARLY else best
 
 
 def _lead_in(best: Candidate, ranked: Sequence[Candidate]) -> list[Candidate]:

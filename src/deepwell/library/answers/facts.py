@@ -34,6 +34,7 @@ _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9
 _DOZENS = {"dozen": 12, "score": 20}
 _SAID_AS_FIGURES = frozenset(stem(word) for word in (*_UNITS, *_TENS, *_SCALES, *_DOZENS))
 _SHORT_SCALES = {"k": 1_000, "m": 10**6, "mn": 10**6, "bn": 10**9, "b": 10**9}
+_OF_MONEY = frozenset("kmb")  # "£8m" are millions, "8 m" are metres
 _ROUGH = {"several", "few", "some", "many", "couple"}
 _RUN = re.compile(
     rf"\b(?:{'|'.join([*_UNITS, *_TENS])}|an?(?=[\s-]+(?:{'|'.join([*_SCALES, *_DOZENS])})\b))"
@@ -73,8 +74,7 @@ def _known(text: str) -> frozenset[str]:
     """Every value that a text can be said to hold, each way it may be read."""
     plain = _THOUSANDS.sub("", text)
     known = {number.lstrip("+") for number in _DIGITS.findall(plain)} | set(re.findall(r"\d+", plain))
-    for digits, scale in _SCALED.findall(plain):
-        known.add(_times(digits, scale))
+    known |= set(_scaled(plain).values())
     for run in _RUN.finditer(text):
         known |= {str(value) for value in _values(run.group())}
     known |= {f"{year[:-1]}0s" for year in known if re.fullmatch(r"[12]\d{3}", year)}
@@ -86,7 +86,7 @@ def _known(text: str) -> frozenset[str]:
 def _numbers(claim: str) -> Iterator[frozenset[str]]:
     """Each number of a claim, as the values of which its source must hold one."""
     plain = _THOUSANDS.sub("", claim)
-    scaled = {found.start(1): _times(found[1], found[2]) for found in _SCALED.finditer(plain)}
+    scaled = _scaled(plain)
     for found in _DIGITS.finditer(plain):
         number = found.group().lstrip("+")
         if re.match(r"s\b", plain[found.end() :]) and re.fullmatch(r"[12]\d\d0", number):
@@ -99,6 +99,16 @@ def _numbers(claim: str) -> Iterator[frozenset[str]]:
         if run.group().lower() == "one":  # "the new one", "one of them" are no figures
             continue
         yield frozenset(str(value) for value in _values(run.group()))
+
+
+def _scaled(plain: str) -> dict[int, str]:
+    """Values like "8 million" and "£8m" by where their digits begin."""
+    values = {}
+    for found in _SCALED.finditer(plain):
+        money = plain[: found.start()].rstrip()[-1:] in "$£€¥"
+        if found[2].lower() not in _OF_MONEY or (found.start() and money):
+            values[found.start(1)] = _times(found[1], found[2])
+    return values
 
 
 def _times(digits: str, scale: str) -> str:
@@ -219,7 +229,7 @@ _DENIES = re.compile(
     r"|n[’']t\b|\b(?:failed|refused|unable)\s+to\b|\b(?:nicht|kein\w*|nie|jamais|nunca)\b|没有|不",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[,;:—–]\s|\s(?:but|although|though|while|whereas|except)\s", re.IGNORECASE)
+_CLAUSE = re.compile(r"[,;:—–]\s|\s(?:and|but|although|though|while|whereas|except)\s", re.IGNORECASE)
 
 
 def denies(text: str) -> bool:

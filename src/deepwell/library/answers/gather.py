@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepwell.library.answers import guard
+from deepwell.library.answers.kinds import of_pictures
 from deepwell.library.answers.ranking import Asked
 from deepwell.library.answers.sentences import Span, split_sentences
 from deepwell.library.answers.verify import Passage
@@ -114,6 +115,8 @@ def _in_order(question: str, hits: Sequence[Hit], most: int) -> list[Hit]:
     """Search's order, but a hit that holds more of the question's words than any of the first gets a place among them:
     of a hundred rows of a table that all mean the same, one has the right date.
     """
+    if not of_pictures(question):  # labels answer nothing else, and would take the place of words
+        hits = sorted(hits, key=lambda hit: not has_words(hit))
     if len(hits) <= most:
         return list(hits)
     held = [frozenset(terms(hit.text)) for hit in hits]

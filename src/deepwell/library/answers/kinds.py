@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from deepwell.library.answers.cues import answer_type
 from deepwell.library.answers.sentences import Span
 from deepwell.library.answers.words import terms, words
 from deepwell.library.protocols import Evidence
@@ -30,9 +31,13 @@ _OF_PICTURES = re.compile(
 
 
 def states(question: str, evidence: Sequence[Evidence], found: Sequence[Found]) -> list[bool]:
-    """For each sentence whether it can answer by itself. What the question asks for by name always can."""
+    """For each sentence whether it can answer by itself. What the question asks for by name (letters, tables, pictures)
+    always can; what only repeats the question's own words cannot, when a figure, a name or a place is wanted.
+    """
     named = {piece.n: {tuple(words(line)) for line in piece.about.split("\n")} for piece in evidence}
-    tables, letters, pictures = (bool(p.search(question)) for p in (_OF_TABLES, _OF_LETTERS, _OF_PICTURES))
+    tables, letters = bool(_OF_TABLES.search(question)), bool(_OF_LETTERS.search(question))
+    pictures = of_pictures(question)
+    typed, asked = answer_type(question) in ("time", "number", "person", "place"), set(terms(question))
     said: list[bool] = []
     describes = False
     for i, (piece, order, span) in enumerate(found):
@@ -47,11 +52,17 @@ def states(question: str, evidence: Sequence[Evidence], found: Sequence[Found]) 
             not (
                 describes
                 or (not piece.words and not pictures)
-                or (_LETTER_HEAD.match(text) and not letters)
+                or (_LETTER_HEAD.match(text) and not letters and "; " not in text)
+                or (typed and not set(terms(text)) - asked)
                 or _is_heading(text, gap, named[piece.n])
             )
         )
     return said
+
+
+def of_pictures(question: str) -> bool:
+    """Whether a question asks about what pictures show or recordings sound like."""
+    return bool(_OF_PICTURES.search(question))
 
 
 def _is_heading(text: str, gap: str, named: set[tuple[str, ...]]) -> bool:
@@ -76,6 +87,8 @@ def above(evidence: Sequence[Evidence], found: Sequence[Found]) -> list[frozense
         text = span.of(piece.text)
         after = found[i + 1][2].start if i + 1 < len(found) and found[i + 1][0].n == piece.n else None
         gap = piece.text[span.end : after] if after is not None else ""
-        if _is_heading(text, gap, set()):
+        if _LETTER_HEAD.match(text) and "; " not in text:
+            heading |= frozenset(terms(text))  # who writes "I" stands in the head of the letter
+        elif _is_heading(text, gap, set()):
             heading = frozenset(terms(text))
     return lent
