@@ -36,6 +36,7 @@ _LEAST_SIDE = 12
 _FAINT = 110
 _INK = 48
 _MARGIN = 0.02
+_MOSTLY = 0.5
 
 
 @dataclass
@@ -78,8 +79,10 @@ class PageReader:
             return []
         whole = image.size
         part = printed_part(image)
-        if part != (0, 0, *whole):
+        if (part[2] - part[0]) * (part[3] - part[1]) < _MOSTLY * whole[0] * whole[1]:
             image = image.crop(part)
+        else:
+            part = (0, 0, *whole)
         if max(image.size) > LONG_SIDE:
             image.thumbnail((LONG_SIDE, LONG_SIDE), reducing_gap=3.0)
         pixels = np.ascontiguousarray(np.asarray(_stretched(image))[:, :, ::-1])  # the networks want blue first
