@@ -87,6 +87,10 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+_SMALL, _OFTEN = 20_000, 500
+"""Documents up to which a column becomes a list (some milliseconds) after so many single values were asked for."""
+
+
 class Columns(Mapping[str, list[Any]]):
     """Columns of an Arrow table, each made a Python list when it is first asked for.
 
@@ -97,6 +101,7 @@ class Columns(Mapping[str, list[Any]]):
     def __init__(self, table: pa.Table) -> None:
         self._table = table.combine_chunks()
         self._lists: dict[str, list[Any]] = {}
+        self._asked = 0
 
     def __getitem__(self, name: str) -> list[Any]:
         found = self._lists.get(name)
@@ -119,6 +124,9 @@ class Columns(Mapping[str, list[Any]]):
     def value(self, name: str, row: int) -> Any:
         """One value, without making the column a list."""
         found = self._lists.get(name)
+        if found is None and self.rows <= _SMALL:
+            self._asked += 1
+            found = self[name] if self._asked > _OFTEN else None
         return found[row] if found is not None else self._table.column(name)[row].as_py()
 
 

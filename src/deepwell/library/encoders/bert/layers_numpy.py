@@ -1,8 +1,8 @@
 """BERT in numpy, float32: for a query in a cold process, and for everything where torch is not installed.
 
 Most weights are views of the mapped file, so loading costs next to nothing and the first query reads 40 MB from the
-page cache; a process that goes on encoding has them copied into a faster order (``_lay_out``). GELU is the exact one
-(with erf); numpy has no erf, so a series stands in (see ``erf``).
+page cache; a process that goes on encoding has them copied into a faster order (``_lay_out``). GELU is the exact one;
+numpy has no erf, so ``gelu_`` has its own way to it.
 """
 
 from __future__ import annotations
@@ -152,26 +152,30 @@ def pool(states: Array, batch: Batch, pooling: Pooling) -> Array:
     return means
 
 
-def erf(x: Array) -> Array:
-    """The error function, within 5e-7 in float32 (Abramowitz and Stegun, Mathematical Functions, 7.1.26)."""
-    size = np.abs(x)
-    t = np.float32(1) / (np.float32(0.3275911) * size + np.float32(1))
-    series = np.full_like(t, 1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series *= t
-        series += np.float32(coefficient)
-    series *= t
-    np.multiply(size, size, out=size)
-    np.negative(size, out=size)
-    np.exp(size, out=size)
-    size *= series
-    result: Array = np.copysign(np.float32(1) - size, x)
-    return result
+_LOGIT = tuple(
+    np.float32(c)
+    for c in (3.6280024e-09, -2.6757287e-07, 7.9482441e-06, -1.1054750e-04, -6.6051067e-05, 7.2668295e-02, 1.5957685)
+)
+"""log(Phi(x) / (1 - Phi(x))) / x as a polynomial in x**2, highest power first, for ``|x|`` up to 6.5."""
 
 
 def gelu_(x: Array) -> None:
-    """In place: x * Phi(x), with the exact normal distribution function and not its tanh approximation."""
-    gate = erf(x * np.float32(0.5**0.5))
-    gate += np.float32(1)
-    gate *= np.float32(0.5)
-    x *= gate
+    """In place: x * Phi(x), with the exact normal distribution function and not its tanh approximation.
+
+    Phi is the logistic function of an odd polynomial, fitted so that x * Phi(x) is within 7e-8 of the truth, before
+    float32 rounds it to 6e-7. It takes one exponential and no division but the last: a quarter of the time of a series
+    for erf.
+    """
+    square = x * x
+    np.minimum(square, np.float32(42), out=square)
+    logit = square * _LOGIT[0]
+    logit += _LOGIT[1]
+    for coefficient in _LOGIT[2:]:
+        logit *= square
+        logit += coefficient
+    logit *= x
+    np.negative(logit, out=logit)
+    np.minimum(logit, np.float32(80), out=logit)  # exp(88) is infinite
+    np.exp(logit, out=logit)
+    logit += np.float32(1)
+    x /= logit
