@@ -41,8 +41,8 @@ would stop for two seconds after some hundred of them, for a millisecond each.""
 WAKE_TOKENS = 512
 """The same where torch is imported already and only its copy of the weights (42 MB) is to be made."""
 
-TOKEN_BUDGET = 2048
-"""Tokens computed at once. 1,024 to 4,096 differ by less than the noise; beyond, activations leave the cache."""
+TOKEN_BUDGET = 1024
+"""Tokens that a core computes at once. More leave its cache; fewer make the products small."""
 
 
 class Executor(Protocol):
@@ -50,6 +50,10 @@ class Executor(Protocol):
 
     def pooled(self, batch: Batch) -> NDArray[np.float32]:
         """One vector for each sequence of the batch, in its order."""
+        ...
+
+    def each(self, batches: Sequence[Batch]) -> Iterator[NDArray[np.float32]]:
+        """The same for several batches, in their order."""
         ...
 
 
@@ -94,8 +98,9 @@ class BertEncoder:
         prompt = self.recipe.prompt(query=query)
         for first, sequences in self._windows(texts, prompt):
             executor = self._executor(0 if query else sum(map(len, sequences)))
-            for batch in pack(sequences, TOKEN_BUDGET):
-                vectors[first + batch.rows] = executor.pooled(batch)[:, : self.dim]
+            batches = list(pack(sequences, TOKEN_BUDGET))
+            for batch, pooled in zip(batches, executor.each(batches), strict=True):
+                vectors[first + batch.rows] = pooled[:, : self.dim]
         return unit(vectors)
 
     def _windows(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:

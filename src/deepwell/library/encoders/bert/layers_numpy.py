@@ -7,6 +7,7 @@ numpy has no erf, so ``gelu_`` has its own way to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,10 @@ class NumpyBert:
         for layer in self._layers:
             for name in ("qkv", "out", "up", "down"):
                 setattr(layer, name, np.ascontiguousarray(getattr(layer, name)))
+
+    def each(self, batches: Iterable[Batch]) -> Iterator[Array]:
+        """``pooled`` of every batch, one after another: numpy's products use all cores by themselves."""
+        return map(self.pooled, batches)
 
     def pooled(self, batch: Batch) -> Array:
         """[N, hidden] in the order of the batch, not normalised."""
