@@ -44,9 +44,7 @@ def test_every_row_can_be_found_at_its_number(tmp_path: Path) -> None:
 
 def test_without_a_header_and_with_ragged_rows(tmp_path: Path) -> None:
     document = read(CsvReader(), tmp_path / "a.csv", "1,2\n3,4,5\n\n6\n")
-    assert document.passages[1].text == (
-        "column 1: 1; column 2: 2\ncolumn 1: 3; column 2: 4; column 3: 5\ncolumn 1: 6"
-    )
+    assert document.passages[1].text == ("column 1: 1; column 2: 2\ncolumn 1: 3; column 2: 4; column 3: 5\ncolumn 1: 6")
 
 
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

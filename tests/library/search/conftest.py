@@ -17,7 +17,7 @@ from deepwell.library.records import Filters, Kind, Modality, Place, SpaceStatus
 from deepwell.library.search import Searcher
 from deepwell.library.search.tokens import terms as terms_of
 from deepwell.library.search.wordindex import WordIndex
-from deepwell.library.store.rows import Ranked, Scope, StoredPassage, content_of
+from deepwell.library.store.rows import Ranked, Scope, StoredPassage, content_of, searchable
 from deepwell.testing import HashEncoder
 
 
@@ -81,6 +81,13 @@ class MemoryStore:
         order = [r for r in np.argsort(-scores, kind="stable") if scores[r] > 0 and self._allowed(index.ids[r], within)]
         return Ranked(tuple(index.ids[r] for r in order[:limit]), scores[order[:limit]])
 
+    def named(self, words: Sequence[str]) -> list[tuple[str, str, str]]:
+        found = {content_of(r.passage_id): (r.path, r.title) for r in self.rows if not r.path.startswith("text:")}
+        held = [(c, path, title) for c, (path, title) in found.items()]
+        return [
+            row for row in held if any(w.lower() in f"{row[1].rpartition('/')[2]}\n{row[2]}".lower() for w in words)
+        ]
+
     def nearest(self, space: str, vector: np.ndarray, *, limit: int, within: Scope | None = None) -> Ranked:
         kept = [(i, v) for i, v in self.space_vectors.get(space, {}).items() if self._allowed(i, within)]
         live = {r.passage_id for r in self.rows}
@@ -99,7 +106,13 @@ class MemoryStore:
         return [by_id[i] for i in passage_ids if i in by_id]
 
     def live_passages(self, columns: Sequence[str] = ("passage_id", "modality")) -> pa.Table:
-        return pa.table({name: pa.array([getattr(r, name) for r in self.rows], pa.string()) for name in columns})
+        held = {"words": lambda r: searchable(r.text, r.place)}
+        return pa.table(
+            {
+                name: pa.array([held[name](r) if name in held else getattr(r, name) for r in self.rows], pa.string())
+                for name in columns
+            }
+        )
 
     def active_encoder(self, space: str) -> Any:
         have = self.space_vectors.get(space)

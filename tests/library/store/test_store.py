@@ -95,9 +95,7 @@ def test_words_of_other_scripts_and_forms(store: Store, query: str, title: str) 
     assert found(store, query) == [title]
 
 
-@pytest.mark.parametrize(
-    "word", ["cat", "dog", "sea", "die", "men", "son", "ten", "fort", "mine", "data"]
-)
+@pytest.mark.parametrize("word", ["cat", "dog", "sea", "die", "men", "son", "ten", "fort", "mine", "data"])
 def test_stop_words_of_other_languages_are_words(store: Store, word: str) -> None:
     put(store, made("held", f"this is the {word} of it"), made("other", "lighthouse"))
     assert found(store, word) == ["held"]

@@ -129,7 +129,7 @@ class Filler:
         encoder = self._encoders.text
         assert encoder is not None
         where = f"passage_id IN ({quoted(ids)})"
-        columns = ["passage_id", "text", "modality", "labels"]
+        columns = ["passage_id", "words", "modality", "labels"]
         rows = self._store.tables.read(
             "passages", lambda table: table.search().where(where).select(columns).to_arrow().to_pylist()
         )
@@ -137,11 +137,11 @@ class Filler:
         if self._encoders.labels is None:
             labelled = []
         by_labels = {row["passage_id"] for row in labelled}
-        words = sorted((row for row in rows if row["passage_id"] not in by_labels), key=lambda row: len(row["text"]))
+        words = sorted((row for row in rows if row["passage_id"] not in by_labels), key=lambda row: len(row["words"]))
         label_vectors = self._encoders.labels
         for start in range(0, len(words), _BATCH):
             batch = words[start : start + _BATCH]
-            yield [row["passage_id"] for row in batch], self._encode_texts(encoder, [row["text"] for row in batch])
+            yield [row["passage_id"] for row in batch], self._encode_texts(encoder, [row["words"] for row in batch])
         for start in range(0, len(labelled), _BATCH):
             batch = labelled[start : start + _BATCH]
             assert label_vectors is not None

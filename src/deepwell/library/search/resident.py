@@ -125,8 +125,8 @@ class Resident:
             if self._index is not None and self._index[0] == census.generation:
                 return self._index[1]
             old = self._index[1] if self._index else None
-            rows = self._store.live_passages(("passage_id", "text"))
-            ids, texts = rows.column("passage_id").to_pylist(), rows.column("text").to_pylist()
+            rows = self._store.live_passages(("passage_id", "words"))
+            ids, texts = rows.column("passage_id").to_pylist(), rows.column("words").to_pylist()
             if old is None:
                 index = WordIndex.build(zip(ids, texts, strict=True))
             else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,9 +30,11 @@ from deepwell.library.search import feedback, fuse, neighbours
 from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm
 from deepwell.library.search.arrange import Ranking, Scored, arrange
 from deepwell.library.search.confidence import Confidence, coverage
+from deepwell.library.search.names import named
 from deepwell.library.search.pool import index_pool
 from deepwell.library.search.resident import MODALITIES, Resident
 from deepwell.library.search.understand import Intent, normal, understand
+from deepwell.library.store.rows import content_of, searchable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 TEXT, IMAGE = "text", "image"
 _LITERAL_BONUS = 1.0
 _LITERALS_CHECKED = 30
+_NAME_BONUS = 1.0
 
 
 @dataclass
@@ -171,18 +174,25 @@ class Searcher:
             arm.retrieve(self._store, depth)
         if pending is not None:
             pending.result()
-        pool = self._pool([words.found if words else (), *(arm.found for arm in arms)])
+        names = self._named(intent, scope)
+        openings = [f"{content}-0" for content in names]
+        pool = self._pool([words.found if words else (), *(arm.found for arm in arms), openings])
         if not pool.ids:
             return Ranking((), None)
         if words:
             self._complete_words(words, pool)
         self._score(pool, words, arms, intent)
-        if words and arms and "words" not in pool.shares:
+        if words and arms and not names and "words" not in pool.shares:
             where = "the library" if scope is None else "the part of the library that was searched"
             notices.append(f"none of the words stands in {where}; these are the nearest in meaning")
         if self._feedback and len(pool.ids) > 1 and intent.text:
             pool = self._look_again(pool, words, arms, intent, depth)
+        self._lift_named(pool, names)
         return self._ranked(pool, depth)
+
+    def _named(self, intent: Intent, scope: Scope | None) -> dict[str, float]:
+        found = named(self._store, intent)
+        return found if scope is None else {c: fit for c, fit in found.items() if c in scope.contents}
 
     def _words_arm(self, intent: Intent, index: WordIndex | None, scope: Scope | None) -> WordsArm | None:
         if not intent.terms:
@@ -243,7 +253,7 @@ class Searcher:
 
     def _complete_words(self, words: WordsArm, pool: _Pool) -> None:
         if words.index is None:
-            texts = {p.passage_id: p.text for p in self._store.passages(pool.ids)}
+            texts = {p.passage_id: searchable(p.text, p.place) for p in self._store.passages(pool.ids)}
             size = len(self._resident.census().ids)
             ids = [i for i in pool.ids if i in texts]
             words.index = index_pool(ids, [texts[i] for i in ids], words.terms, words.found, size)
@@ -341,6 +351,22 @@ class Searcher:
             text = texts.get(pool.ids[row], "")
             held = sum(meant for literal, meant in intent.literals.items() if literal in text)
             pool.score[row] += _LITERAL_BONUS * held / max(len(intent.literals), 1)
+        pool.score /= max(float(pool.score.max()), 1.0)
+
+    def _lift_named(self, pool: _Pool, names: Mapping[str, float]) -> None:
+        """Lift the best passage of each file that the query names: to the front if it is all of the name, else less."""
+        if not names:
+            return
+        best: dict[str, int] = {}
+        for row, passage_id in enumerate(pool.ids):
+            content = content_of(passage_id)
+            if content in names and (content not in best or pool.score[row] > pool.score[best[content]]):
+                best[content] = row
+        share = np.zeros(len(pool.ids), np.float32)
+        for content, row in best.items():
+            share[row] = names[content]
+        pool.shares["name"] = share
+        pool.score = pool.score + _NAME_BONUS * share**2
         pool.score /= max(float(pool.score.max()), 1.0)
 
     def _look_again(

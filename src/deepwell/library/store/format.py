@@ -171,6 +171,7 @@ def passages_schema() -> pa.Schema:
             ("content_id", text),
             ("ordinal", pa.int64()),
             ("text", text),
+            ("words", text),
             ("place", text),
             ("modality", text),
             ("labels", text),

@@ -116,6 +116,16 @@ class StoredPassage:
     ordinal: int = 0
 
 
+def searchable(text: str, place: Place) -> str:
+    """What full text and encoder see of a passage: its words, under those headings above it that it does not repeat.
+
+    A long section is cut into several passages, and only the first begins with the heading; the others are about the
+    same thing.
+    """
+    headings = [heading for heading in place.section if heading and heading not in text]
+    return "\n".join([*headings, text])
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """Passages found by one arm, best first.

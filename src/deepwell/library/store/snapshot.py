@@ -117,6 +117,11 @@ class Columns(Mapping[str, list[Any]]):
     def __len__(self) -> int:
         return len(self._table.column_names) - 1
 
+    def arrow(self, name: str) -> pa.Array:
+        """A column as it is, without making it a list."""
+        column = self._table.column(name)
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
     @property
     def rows(self) -> int:
         return int(self._table.num_rows)
@@ -175,6 +180,28 @@ class Snapshot:
     @cached_property
     def by_id(self) -> Mapping[str, int]:
         return {document_id: row for row, document_id in enumerate(self.columns["document_id"])}
+
+    @cached_property
+    def _names(self) -> tuple[pa.Array, pa.Array]:
+        """Of the live files: file name and title in lower case, one a line, and the row."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        paths, titles, contents = (self.columns.arrow(name) for name in ("path", "title", "content_id"))
+        rows = pc.indices_nonzero(pc.and_(pc.not_equal(contents, ""), pc.invert(pc.starts_with(paths, "text:"))))
+        files = pc.extract_regex(paths.take(rows), pattern=r"(?P<name>[^/]*)$").field("name")
+        return pc.utf8_lower(pc.binary_join_element_wise(files, titles.take(rows), pa.scalar("\n"))), rows
+
+    def named(self, words: Sequence[str]) -> list[int]:
+        """Rows of live files whose name or title holds one of the words, letter case ignored."""
+        import pyarrow.compute as pc
+
+        names, rows = self._names
+        if not len(rows) or not words:
+            return []
+        pattern = "|".join(re.escape(word.lower()) for word in words)
+        found: list[int] = rows.filter(pc.match_substring_regex(names, pattern)).to_pylist()
+        return found
 
     def metadata(self, row: int) -> Mapping[str, str | int | float]:
         text = self.columns.value("metadata", row)

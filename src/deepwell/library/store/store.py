@@ -197,6 +197,12 @@ class Store:
                 self._scopes[key] = scope
         return scope
 
+    def named(self, words: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Content id, path and title of the files whose name or title holds one of the words, letter case ignored."""
+        columns = self._view().snapshot.columns
+        rows = self._view().snapshot.named(words)
+        return [(columns.value("content_id", r), columns.value("path", r), columns.value("title", r)) for r in rows]
+
     def match(self, words_or_weights: str | Mapping[str, float], *, limit: int, within: Scope | None = None) -> Ranked:
         """Full text: the passages with the best BM25 scores for a query, or for words with weights."""
         return words.match(self.tables, words_or_weights, limit, self._allowed(self._view(), within))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NARROW = 500
 """Contents up to which a scope is handed to Lance as a condition."""
 
+COLUMN = "words"
+"""The column that is searched: ``rows.searchable``."""
+
 STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this"
     " to was will with".split()
@@ -44,16 +47,16 @@ TOKENIZER: Mapping[str, Any] = {
 def create_index(table: Any) -> None:
     from lancedb.index import FTS
 
-    table.create_index("text", config=FTS(**TOKENIZER))
+    table.create_index(COLUMN, config=FTS(**TOKENIZER))
 
 
 def _query(words: str | Mapping[str, float]) -> Any:
     queries: Any = importlib.import_module("lancedb.query")
     match_query, occur = queries.MatchQuery, queries.Occur
     if isinstance(words, str):
-        return match_query(words, "text") if words.strip() else None
+        return match_query(words, COLUMN) if words.strip() else None
     clauses = [
-        (occur.SHOULD, match_query(word, "text", boost=float(weight)))
+        (occur.SHOULD, match_query(word, COLUMN, boost=float(weight)))
         for word, weight in words.items()
         if weight > 0 and word.strip()
     ]

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepwell.library.records import Passage, to_json
 from deepwell.library.store import format as layout
+from deepwell.library.store import words
 from deepwell.library.store.format import Manifest, VectorTable
-from deepwell.library.store.rows import NewPassage, StoredDocument, content_of
+from deepwell.library.store.rows import NewPassage, StoredDocument, content_of, searchable
 from deepwell.library.store.snapshot import document_row
 from deepwell.library.store.tables import Tables, newest_version, quoted
 
@@ -164,7 +165,7 @@ class Writer:
         return newest_version(self._tables.folder, table) + 1
 
     def _unindexed(self) -> int:
-        stats = self._tables.read("passages", lambda table: table.index_stats("text_idx"))
+        stats = self._tables.read("passages", lambda table: table.index_stats(f"{words.COLUMN}_idx"))
         return int(stats.num_unindexed_rows) if stats is not None else 0
 
     def _versions(self, table: str) -> int:
@@ -241,7 +242,8 @@ def _passages_table(passages: Sequence[NewPassage], batch: int) -> pa.Table:
             "passage_id": new.passage_id,
             "content_id": new.content_id,
             "ordinal": new.ordinal,
-            "text": new.passage.text.encode("utf-8", "replace").decode(),
+            "text": _clean(new.passage.text),
+            "words": _clean(searchable(new.passage.text, new.passage.place)),
             "place": place_json(new.passage),
             "modality": new.passage.modality,
             "labels": json.dumps([[label.name, float(label.score)] for label in new.passage.labels]),
@@ -250,6 +252,11 @@ def _passages_table(passages: Sequence[NewPassage], batch: int) -> pa.Table:
         for new in passages
     ]
     return pa.Table.from_pylist(rows, schema=layout.passages_schema())
+
+
+def _clean(text: str) -> str:
+    """Words that Arrow can hold: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def place_json(passage: Passage) -> str:
