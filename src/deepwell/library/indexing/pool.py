@@ -24,6 +24,8 @@ from deepwell.library.indexing.worker import Outcome, Setup, Task, receive, send
 
 _BATCH_FILES = 32
 _BATCH_BYTES = 1 << 20
+_FRUITLESS = 3
+"""Workers that may die one after another before they begin a file, until that file is given up."""
 
 
 def _default_memory_mb() -> int:
@@ -191,12 +193,14 @@ class ReaderPool:
 
     def _read(self, seat: int, tasks: Sequence[Task]) -> None:
         """Read a batch, with as many workers as it takes."""
+        fruitless = 0
         while tasks and not self._stopping.is_set():
             done, begun, verdict = self._attempt(seat, tasks)
             tasks = tasks[done:]
             if not tasks or self._stopping.is_set():
                 return
-            if begun:
+            fruitless = 0 if done or begun else fruitless + 1
+            if begun or fruitless == _FRUITLESS:
                 reason = verdict or "the process that read it died (it crashed, or the system was out of memory)"
                 self._results.put((tasks[0], Outcome("failed", reason=reason)))
                 tasks = tasks[1:]
