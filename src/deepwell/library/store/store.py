@@ -23,7 +23,7 @@ from deepwell.library.store import format as layout
 from deepwell.library.store import words
 from deepwell.library.store.format import MANIFEST, TABLES, Manifest, VectorTable
 from deepwell.library.store.lock import current_writer, writer_lock
-from deepwell.library.store.matrix import Indexed, Matrix, empty
+from deepwell.library.store.matrix import CANDIDATES, Indexed, Matrix, empty, unit
 from deepwell.library.store.rows import Ranked, Scope, StoredDocument, StoredPassage, content_of, printable
 from deepwell.library.store.shelf import Shelf, stored_passage
 from deepwell.library.store.snapshot import ContentNumbers, Snapshot
@@ -230,7 +230,17 @@ class Store:
         if len(allowed) <= words.NARROW:
             where = f"content_id IN ({quoted(sorted(allowed))})"
         index = Indexed(table.table, table.dim)
-        ids, scores = words.widen(lambda n: index.nearest(self.tables, vector, n, where), limit, allowed)
+        held = self._matrix(view, table) if table.table in self._matrices else None
+
+        def fetch(count: int) -> tuple[list[str], list[float]]:
+            if held is None:
+                return index.nearest(self.tables, vector, count, where)
+            ids = index.candidates(self.tables, vector, max(CANDIDATES, 2 * count), where)
+            cosines = np.nan_to_num(held.vectors(ids) @ unit(vector), nan=-1.0)
+            order = np.argsort(-cosines, kind="stable")[:count]
+            return [ids[row] for row in order], cosines[order].tolist()
+
+        ids, scores = words.widen(fetch, limit, allowed)
         return Ranked(tuple(ids), np.asarray(scores, dtype=np.float32))
 
     def vectors(self, space: str, passage_ids: Sequence[str]) -> NDArray[np.float32]:
