@@ -125,7 +125,8 @@ def recall(folder: Path, probes: NDArray[np.float32]) -> float:
     from deepwell.library.store import Store
 
     store = Store.open(folder)
-    vectors = np.nan_to_num(store.vectors("text", store.wanted("text")), nan=-1.0)  # an empty text has none
+    vectors = store.vectors("text", store.wanted("text"))
+    vectors = vectors[np.isfinite(vectors).all(axis=1)]  # an empty text has none
     found = 0
     for probe in probes:
         tenth = np.partition(vectors @ probe, -10)[-10]

@@ -35,7 +35,7 @@ from deepwell.library.search.pool import index_pool
 from deepwell.library.search.resident import MODALITIES, Resident
 from deepwell.library.search.understand import Intent, normal, understand
 from deepwell.library.store.rows import content_of, searchable
-from deepwell.threads import one_blas_thread
+from deepwell.threads import blas_on_free_cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ class Searcher:
         """
         started = time.perf_counter()
         notices: list[str] = []
-        with one_blas_thread(), self._store.reading():
+        with blas_on_free_cores(), self._store.reading():
             self._resident.census(renew=True)
             scope = self._store.scope(query.filters)
             ranked = Ranking((), None)
