@@ -141,7 +141,9 @@ class Ran:
 
 
 @pytest.fixture
-def deepwell(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def deepwell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    monkeypatch.delenv("COLUMNS", raising=False)  # test runners set it for their own workers
+
     def call(*args: str) -> Ran:
         capsys.readouterr()
         code = run(args)

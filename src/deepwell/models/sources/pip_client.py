@@ -20,6 +20,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def say(event: str, **fields: object) -> None:
 
 def main() -> int:
     package, version, sha256, part = sys.argv[1:5]
+    warnings.simplefilter("ignore")  # of what an older pip does in a newer Python, nobody here can do anything
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         from pip._internal import commands
