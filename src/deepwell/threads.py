@@ -1,8 +1,8 @@
 """Small matrix products on the cores that are free.
 
 A query's products are small. OpenBLAS shares even those out among all cores and lets its threads spin while they wait
-for each other: on an idle machine of two cores that saves a quarter of a query's time, but on one that is also
-indexing, where a core is taken, it made a query of 20 ms take 400. So a search asks the system how many cores are free
+for each other: on an idle machine of two cores that helps, but on one that is also indexing, where a core is
+taken, it makes a query take many times as long as one thread would. So a search asks the system how many cores are free
 as it begins.
 """
 

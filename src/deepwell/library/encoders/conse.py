@@ -5,13 +5,11 @@ classifier says what a picture or sound may be, a text encoder knows what those 
 the mean of the names' vectors weighted by probability. It then lies in the text encoder's own space, between
 "seashore" and "surfboard", and "people at the beach" finds it though no label says so.
 
-Three things make it better than the paper's recipe for search. They were chosen with the captions of every second of
-500 photographs (5 captions each); the figures are R@10 of the other captions among all 500, with all-MiniLM-L6-v2
-(``benchmarks/senses.py pictures``):
+Three things make it better than the paper's recipe for search; ``benchmarks/senses.py pictures`` prints both:
 - a class is encoded with its dictionary definition and, for animals, its group, not by its bare name: they hold the
-  everyday words that captions use (0.23 -> 0.30);
-- weights are the probabilities to the power 0.4, flatter than they are: second guesses describe the scene (-> 0.33);
-- thirty labels, not ten (-> 0.34).
+  everyday words that captions use;
+- weights are the probabilities to the power 0.4, flatter than they are: second guesses describe the scene;
+- thirty labels, not ten.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deepwell.library.store import Scope, Store
 
 LARGEST = 250_000
-"""Passages up to which the word index is kept in memory (about 1 kB and, when it is built, 50 microseconds each)."""
+"""Passages up to which the word index is kept in memory; beyond, building it would keep a core busy for too long."""
 
 SAMPLE = 512
 """Passages of a modality whose vectors stand for all of them."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MODEL = "yamnet"
 
 _LEAST_SCORE = 0.1
-"""Speech gets no other tag at that (13 recordings); at 0.2 one in eight of the 240 sounds of ESC-10 gets none."""
+"""Lower than a classifier's usual threshold: everyday sounds get faint tags (``benchmarks/senses.py sounds``)."""
 _FADED = 0.25
 _KEEP = 5
 _SILENT = 0.001

@@ -24,7 +24,7 @@ WHOLE = 20_000
 """Passages up to which a library's passages are kept in memory (some 1.2 kB each)."""
 
 WHOLE_WHEN_WARM = 200_000
-"""The same for a process that goes on asking: looking ten passages up in 100,000 takes Lance 20 ms."""
+"""The same for a process that goes on asking: looking a few passages up by id, Lance reads the whole column."""
 _WARM = 3
 _KEPT = 10_000
 _COLUMNS = ["passage_id", "ordinal", "text", "place", "modality", "labels"]

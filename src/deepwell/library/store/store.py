@@ -39,7 +39,7 @@ Signature = tuple[object, ...]
 
 GATHERED_UP_TO = 500_000
 """Vectors of an indexed table that are also kept in memory, as float16 (0.8 kB each), from the second call for vectors
-by id on: reading 250 rows of a table takes 10 ms, gathering them 0.2."""
+by id on: reading a few hundred rows of a table at every search takes longer than all the rest of it."""
 
 
 def _watched(manifest: Manifest) -> tuple[str, ...]:
