@@ -2,7 +2,10 @@
 
 import struct
 import sys
+import threading
+import time
 import types
+import warnings
 import zlib
 from pathlib import Path
 
@@ -55,9 +58,30 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(60_000, 60_000))
-    with pytest.raises(UnreadableFileError, match="60000 x 60000 pixels"):
+    (tmp_path / "large.png").write_bytes(png_header(13_000, 12_000))
+    with pytest.raises(UnreadableFileError, match="more than 150,000,000 pixels"):
         load_rgb(tmp_path / "bomb.png")
-    assert Image.MAX_IMAGE_PIXELS is not None  # other users of Pillow keep their guard
+    with pytest.raises(UnreadableFileError, match="13000 x 12000 pixels"):
+        load_rgb(tmp_path / "large.png")
+
+
+def test_threads_leave_pillow_and_the_filters_of_warnings_as_they_were(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    before, guard = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    inside = threading.Barrier(3, timeout=20)  # every thread holds its picture open while the others open theirs
+
+    def look(wait: float) -> None:
+        with opened(tmp_path / "a.png"):
+            inside.wait()
+            time.sleep(wait)
+
+    threads = [threading.Thread(target=look, args=(0.02 * n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+    assert guard == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp", "bmp"])

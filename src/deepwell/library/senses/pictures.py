@@ -6,6 +6,7 @@ a transparent background are dealt with once, and so that a damaged or hostile f
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,34 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are decoded: 150 million pixels take 450 MB, more than any camera makes."""
+
+
+class _Quiet:
+    """Silences Pillow's warnings of odd EXIF, and of sizes that are checked here, while any thread is inside.
+
+    The filters are one list for the whole process: the first thread in saves it, the last one out restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings(action="ignore")
+                self._saved.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_pillow_is_quiet = _Quiet()
 
 
 @contextmanager
@@ -37,9 +66,7 @@ def opened(path: Path) -> Iterator[Image]:
         raise MissingExtraError("pictures need Pillow", hint="Run: pip install 'deepwell[images]'") from error
     if path.stat().st_size == 0:
         raise UnreadableFileError(f"{path.name} is empty (0 bytes)", hint="Replace it with a whole copy.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of sizes that are checked here
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    with _pillow_is_quiet:
         unknown = _is_heic(path) and not knows_heic()
         try:
             with Image.open(path) as image:
@@ -50,6 +77,11 @@ def opened(path: Path) -> Iterator[Image]:
                         hint="If it is a real picture, save a smaller copy.",
                     )
                 yield image
+        except Image.DecompressionBombError as error:
+            raise UnreadableFileError(
+                f"{path.name} would unpack to far more than {MAX_PIXELS:,} pixels, the limit",
+                hint="If it is a real picture, save a smaller copy.",
+            ) from error
         except UnidentifiedImageError as error:
             if unknown:
                 raise MissingExtraError(
@@ -66,8 +98,6 @@ def opened(path: Path) -> Iterator[Image]:
             raise UnreadableFileError(
                 f"{path.name} is damaged or incomplete ({reason})", hint="Replace it with a whole copy."
             ) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _advice(path: Path) -> str:
