@@ -89,3 +89,21 @@ class ChatError(DeepwellError):
     """A language model did not answer: unreachable, refused the key, timed out, or replied with nonsense."""
 
     code = "chat"
+
+
+class ModelConfigError(DeepwellError):
+    """A description of a network that contradicts itself or names something unknown. The message names the fields."""
+
+    code = "model-config"
+
+
+class ModelFileError(DeepwellError):
+    """A file of weights that is missing, damaged, of the wrong kind or does not fit. Names the file and the tensor."""
+
+    code = "model-file"
+
+
+class ModelFormatError(DeepwellError):
+    """A format of files cannot express this network. The message says which part, the hint what can be done."""
+
+    code = "model-format"

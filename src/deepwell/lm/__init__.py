@@ -1,0 +1,36 @@
+"""The language model, from tensor to token. It knows nothing of documents.
+
+    >>> import deepwell.lm
+    >>> model, tokenizer = deepwell.lm.load("smollm2-135m-instruct", dtype="f32")      # doctest: +SKIP
+    >>> logits = model(torch.tensor([tokenizer.encode("Deep wells are")]))              # doctest: +SKIP
+    >>> deepwell.lm.save(model, "my-model", format="deepseek", tokenizer=tokenizer)     # doctest: +SKIP
+
+Names are fetched on first use, so that importing this costs no import of torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepwell.lm.model.config import ModelConfig
+    from deepwell.lm.model.transformer import Transformer
+    from deepwell.lm.weights.opening import load
+    from deepwell.lm.weights.saving import save
+    from deepwell.lm.weights.tokenizer import Tokenizer
+
+__all__ = ["ModelConfig", "Tokenizer", "Transformer", "load", "save"]
+
+_HOMES = {
+    "ModelConfig": "deepwell.lm.model.config",
+    "Tokenizer": "deepwell.lm.weights.tokenizer",
+    "Transformer": "deepwell.lm.model.transformer",
+    "load": "deepwell.lm.weights.opening",
+    "save": "deepwell.lm.weights.saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'deepwell.lm' has no attribute {name!r}")

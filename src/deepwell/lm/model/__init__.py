@@ -1,0 +1,1 @@
+"""The network: config, rope, attention (MLA), mixture of experts, multi-token prediction, transformer."""

@@ -1,0 +1,1 @@
+"""Numbers with few bits: block-scaled FP8."""

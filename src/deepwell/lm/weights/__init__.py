@@ -1,0 +1,1 @@
+"""Files to network and back: checkpoints, GGUF, conversions, tokenizers and chat templates."""
