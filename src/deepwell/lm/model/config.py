@@ -118,6 +118,8 @@ class ModelConfig:
     scoring_func: ScoringFunction = "sigmoid"
     topk_method: TopkMethod = "noaux_tc"
     norm_topk_prob: bool = True
+    weigh_experts: bool = True
+    """False: scores choose and do not weigh; every chosen expert counts fully (a dense layer that was split)."""
     routed_scaling_factor: float = 1.0
     aux_loss_alpha: float = 1e-4
     """Weight of the sequence-wise balance loss; the V3 report says 1e-4, published config files say 1e-3."""
