@@ -43,7 +43,9 @@ class Filling:
 
         self._model = Transformer(config, device="meta", dtype=dtype)
         self._device = torch.device(device)
-        self._shapes: dict[str, Tensor] = self._model.state_dict()
+        kept = self._model.state_dict().keys()
+        self._shapes: dict[str, Tensor] = dict(self._model.named_parameters())  # a tied head once, as the embedding
+        self._shapes |= {name: buffer for name, buffer in self._model.named_buffers() if name in kept}
         self._tensors: dict[str, Tensor] = {}
         # Ranges of rows by expert; None where the tensor is filled as a whole.
         self._filled: dict[str, dict[int | None, list[tuple[int, int]]]] = {}
@@ -60,6 +62,10 @@ class Filling:
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in which the network keeps a tensor. Raises ``KeyError`` for a name that it does not have."""
         return self._shapes[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """What has been put so far; parts that have not come hold anything. Raises ``KeyError`` if nothing has."""
+        return self._tensors[name]
 
     def put(
         self, name: str, tensor: Tensor, *, source: str, expert: int | None = None, rows: slice | None = None
@@ -116,9 +122,16 @@ class Filling:
                 f"{source}: tensors are missing: {', '.join(missing[:_SHOWN])}{more}",
                 hint="fetch the file again, or check that config.json belongs to it",
             )
-        self._model.load_state_dict(self._tensors, assign=True, strict=False)
+        model = self._model
+        model.load_state_dict(self._tensors, assign=True, strict=False)
         self._tensors = {}
-        return self._model
+        if model.config.tie_word_embeddings:
+            model.lm_head.weight = model.embed_tokens.weight
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:  # a counter, which files do not hold
+                    setattr(module, name, torch.zeros_like(buffer, device=self._device))
+        return model
 
     def _gap(self, name: str) -> str:
         """The name and the first part that is missing; empty when the tensor is whole."""
