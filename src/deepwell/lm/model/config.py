@@ -235,8 +235,8 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a ``config.json`` that stock tools read.
 
-        ``model_type`` is deepseek_v2, deepseek_v3, llama, mistral or qwen2 where one of these says all that this config says,
-        and ``deepwell`` where none does; ``from_hf`` reads each back to an equal config.
+        ``model_type`` is deepseek_v2, deepseek_v3, llama, mistral or qwen2 where one of these says all that this config
+        says, and ``deepwell`` where none does; ``from_hf`` reads each back to an equal config.
         """
         from deepwell.lm.model.hf_config import write
 
