@@ -44,7 +44,7 @@ class Filling:
         self._model = Transformer(config, device="meta", dtype=dtype)
         self._device = torch.device(device)
         kept = self._model.state_dict().keys()
-        self._shapes: dict[str, Tensor] = dict(self._model.named_parameters())  # a tied head once, as the embedding
+        self._shapes: dict[str, Tensor] = dict(self._model.named_parameters())
         self._shapes |= {name: buffer for name, buffer in self._model.named_buffers() if name in kept}
         self._tensors: dict[str, Tensor] = {}
         # Ranges of rows by expert; None where the tensor is filled as a whole.
@@ -110,7 +110,7 @@ class Filling:
         return tuple(gap for name in self._shapes if (gap := self._gap(name)))
 
     def finish(self, *, source: str) -> Transformer:
-        """The network, every tensor in its place.
+        """The network, every tensor in its place, in evaluation mode.
 
         Raises:
             ModelFileError: Some tensors never came; the message names the first of them.
@@ -125,13 +125,11 @@ class Filling:
         model = self._model
         model.load_state_dict(self._tensors, assign=True, strict=False)
         self._tensors = {}
-        if model.config.tie_word_embeddings:
-            model.lm_head.weight = model.embed_tokens.weight
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:  # a counter, which files do not hold
                     setattr(module, name, torch.zeros_like(buffer, device=self._device))
-        return model
+        return model.eval()
 
     def _gap(self, name: str) -> str:
         """The name and the first part that is missing; empty when the tensor is whole."""

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,13 +31,13 @@ from deepwell.lm.weights.checkpoint import CONFIG, INDEX, SINGLE
 from deepwell.lm.weights.names import FileTensor, layout
 from deepwell.lm.weights.reading import SCALE
 from deepwell.lm.weights.replacing import replaced_folder
+from deepwell.lm.weights.saving import Precision
 from deepwell.lm.weights.shards import BAND, DTYPES
 
 if TYPE_CHECKING:
     from deepwell.lm.model.transformer import Transformer
     from deepwell.lm.weights.tokenizer import Tokenizer
 
-Precision = Literal["bf16", "f16", "f32", "fp8"]
 
 _KINDS: Mapping[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32", "fp8": "BF16"}
 _TORCH_NAMES: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
