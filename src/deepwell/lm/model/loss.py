@@ -53,30 +53,22 @@ def language_model_losses(
         raise UsageError(f"labels have the shape {tuple(labels.shape)} and tokens {tuple(tokens.shape)}")
     main, count = _mean_loss(model, hidden, labels, documents, ahead=1)
     stream, ahead = hidden, []
-    for depth, module in enumerate(model.mtp, start=1):
+    for depth, module in enumerate(model.mtp_modules(), start=1):
         if tokens.shape[1] <= depth + 1:
             break
         # Position i has the state of token i and the embedding of token i + depth, and predicts token i + depth + 1.
         stream = stream[:, : tokens.shape[1] - depth]
         near = None if documents is None else documents[:, : stream.shape[1]]
         sight = model.sight(tokens[:, : stream.shape[1]], documents=near)
-        stream, routing = model_step(module, stream, model.embed_tokens(tokens[:, depth:]), sight)
-        if routing is not None:
-            balance.append(routing)
+        stream, routing = module(stream, model.embed_tokens(tokens[:, depth:]), sight)
+        if routing is not None and routing.balance is not None:
+            balance.append(routing.balance)
         ahead.append(_mean_loss(model, module.norm(stream), labels, documents, ahead=depth + 1)[0])
     total_balance = torch.stack(balance).sum() if balance else main.new_zeros(())
     total = main + total_balance
     if ahead:
         total = total + mtp_weight / len(model.mtp) * torch.stack(ahead).sum()
     return Losses(total=total, main=main, mtp=tuple(ahead), balance=total_balance, tokens=count)
-
-
-def model_step(
-    module: torch.nn.Module, stream: Tensor, embedded: Tensor, sight: object
-) -> tuple[Tensor, Tensor | None]:
-    """One MTP module, and its layer's balance loss if there is one."""
-    out, routing = module(stream, embedded, sight)
-    return out, None if routing is None else routing.balance
 
 
 def _mean_loss(

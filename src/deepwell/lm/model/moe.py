@@ -81,7 +81,7 @@ class Gate(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
         """Moves with the network, but the bias keeps float32: ``.bfloat16()`` must not round it."""
         bias = self._buffers.get("e_score_correction_bias")
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if bias is not None:
             moved = self.e_score_correction_bias
             self.e_score_correction_bias = moved.float() if bias.is_meta else bias.to(moved.device)
@@ -186,8 +186,9 @@ class Experts(nn.Module):
             return torch.zeros_like(x).index_add(0, token, rows)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
         token = order // each
-        rows = self._run(_Dispatch.apply(x, token, back, each), weights.flatten()[order], offsets)
-        return _Combine.apply(rows, token, back, each)  # type: ignore[no-any-return]
+        sorted_rows = _Dispatch.apply(x, token, back, each)  # type: ignore[no-untyped-call]
+        rows = self._run(sorted_rows, weights.flatten()[order], offsets)
+        return _Combine.apply(rows, token, back, each)  # type: ignore[no-any-return,no-untyped-call]
 
     def _run(self, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
         """Sorted rows through their experts, weighted where they are narrowest: before the last product."""
@@ -216,7 +217,8 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, token: Tensor, back: Tensor, each: int) -> Tensor:
         ctx.save_for_backward(token)
-        return rows.index_select(0, back).unflatten(0, (-1, each)).sum(1)
+        pairs: Tensor = rows.index_select(0, back).unflatten(0, (-1, each))
+        return pairs.sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -80,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``. ``x`` [..., in], ``weight`` [out, in], ``bias`` [out] -> [..., out] in the dtype of ``x``."""
     if widened(x) is x:
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class Linear(nn.Linear):
@@ -128,7 +128,7 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
     ``x`` [N, in], ``weight`` [E, out, in], ``offsets`` [E] int32, the row at which each expert's rows end -> [N, out].
     """
-    return _GroupedLinear.apply(x, weight, offsets)  # type: ignore[no-any-return]
+    return _GroupedLinear.apply(x, weight, offsets)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -148,7 +148,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, elementwise (arXiv 2002.05202)."""
-    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return]
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -159,7 +159,8 @@ class _RMSNorm(torch.autograd.Function):
         wide = at_least_float32(x)
         inverse = torch.linalg.vecdot(wide, wide).unsqueeze_(-1).div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype).mul_(weight)
+        normed: Tensor = (wide * inverse).to(x.dtype)
+        return normed.mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -187,7 +188,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
+        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def attend(
@@ -263,4 +264,4 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
 
     ``hidden`` [N, h], ``weight`` [vocab, h], ``labels`` [N] int64, none of them masked -> scalar. N may be 0.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-any-return,no-untyped-call]

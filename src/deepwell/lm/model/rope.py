@@ -118,4 +118,4 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs of ``x`` [..., D] by the angles of ``cos`` and ``sin`` [..., D/2], which broadcast. Same dtype."""
-    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return]
+    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return,no-untyped-call]

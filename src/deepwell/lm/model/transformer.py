@@ -299,10 +299,14 @@ class Transformer(nn.Module):
             raise UsageError(
                 f"the network has {len(self.mtp)} modules of multi-token prediction, and {depth} was asked for"
             )
-        module = self.mtp[depth]
+        module = self.mtp_modules()[depth]
         sight = self.sight(tokens, cache=cache)
         out, _ = module(hidden, self.embed_tokens(tokens), sight)
         return self.head(module.norm(out)), out
+
+    def mtp_modules(self) -> list[MTPModule]:
+        """The modules of multi-token prediction, nearest first."""
+        return [cast(MTPModule, module) for module in self.mtp]
 
     def set_dynamic_gating(self, gating: DynamicGating | None) -> None:
         """Let each token take as many experts as it needs, or (None) the fixed number again. Weights do not change."""
