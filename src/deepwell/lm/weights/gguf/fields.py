@@ -108,16 +108,23 @@ def _grouped(file: Container, keys: Keys) -> ModelConfig:
     tensors = file.tensors
     dense_width = keys.whole("feed_forward_length")
     experts = keys.whole("expert_count", 0)
+    routing: dict[str, Any] = {}  # without experts the defaults, so that the config is plainly a Llama's
+    if experts:
+        routing = {
+            "n_routed_experts": experts,
+            "num_experts_per_tok": keys.whole("expert_used_count", 0),
+            "moe_intermediate_size": dense_width,
+            "scoring_func": "softmax",
+            "topk_method": "greedy",
+            "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
+        }
     window = keys.whole("attention.sliding_window", 0)
     return ModelConfig(
         kv_lora_rank=key_heads * value_width, qk_nope_head_dim=0, qk_rope_head_dim=width, v_head_dim=value_width,
         rope_key_heads=key_heads, kv_up_proj=False, latent_norm=False, intermediate_size=dense_width,
         qkv_bias="blk.0.attn_q.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors, mlp_bias="blk.0.ffn_down.bias" in tensors,
-        n_routed_experts=experts, num_experts_per_tok=keys.whole("expert_used_count", 0),
-        moe_intermediate_size=dense_width if experts else 0, scoring_func="softmax", topk_method="greedy",
-        routed_scaling_factor=keys.number("expert_weights_scale", 0.0) or 1.0,
-        sliding_window=window or None, **common,
+        sliding_window=window or None, **common, **routing,
     )  # fmt: skip
 
 
