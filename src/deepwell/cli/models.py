@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -57,9 +58,28 @@ class ModelName(click.ParamType[str]):
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
-@click.group()
+_ELSEWHERE = {
+    "inspect": "deepwell.cli.model_files:inspect",
+}
+"""Commands on language models; each file is imported when its command is used."""
+
+
+class _Models(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_ELSEWHERE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _ELSEWHERE[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Models)
 def models() -> None:
-    """Models by name: list, pull, path, verify, remove.
+    """Models by name: list, pull, path, verify, remove; and what is inside one.
 
     Nothing is ever downloaded but by 'deepwell models pull'.
     """
@@ -86,7 +106,7 @@ def list_models(as_json: bool) -> None:
             }
             for entry in entries
         ]
-        _print_json({"folder": str(models_folder()), "models": rows, "sets": {**sets}})
+        print_object({"folder": str(models_folder()), "models": rows, "sets": {**sets}})
         return
     if not sys.stdout.isatty():
         # One line a model, for grep and cut.
@@ -150,7 +170,7 @@ def pull(ctx: click.Context, names: tuple[str, ...], source: str | None, force: 
                 click.echo(_told(done[-1]))
     if as_json:
         failures = [{"name": name, "code": e.code, "message": e.message, "hint": e.hint} for name, e in failed]
-        _print_json({"pulled": [{**asdict(one), "folder": str(one.folder)} for one in done], "failed": failures})
+        print_object({"pulled": [{**asdict(one), "folder": str(one.folder)} for one in done], "failed": failures})
     if failed:
         ctx.exit(3 if done else 1)
 
@@ -170,7 +190,7 @@ def path(name: str, as_json: bool) -> None:
 
     place = folder(name)
     if as_json:
-        _print_json({"name": name, "folder": str(place)})
+        print_object({"name": name, "folder": str(place)})
     else:
         click.echo(str(place))
 
@@ -199,7 +219,7 @@ def verify(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
                     click.echo(f"  {problem}")
                 click.echo(f"  run: deepwell models pull {name} --force")
     if as_json:
-        _print_json({"models": [{**asdict(one), "folder": str(one.folder), "ok": one.ok} for one in results]})
+        print_object({"models": [{**asdict(one), "folder": str(one.folder), "ok": one.ok} for one in results]})
     elif not results:
         click.echo("no models are here; run: deepwell models pull starter")
     if not all(one.ok for one in results):
@@ -219,7 +239,7 @@ def remove(names: tuple[str, ...], as_json: bool) -> None:
         if not as_json:
             click.echo(f"{name}: removed, {readable(removed[-1]['freed'])} freed")
     if as_json:
-        _print_json({"removed": removed})
+        print_object({"removed": removed})
 
 
 def readable(size: Any) -> str:
@@ -232,7 +252,8 @@ def readable(size: Any) -> str:
     return f"{number:.1f} GB"
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def print_object(data: dict[str, Any]) -> None:
+    """Print one JSON object."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
