@@ -45,7 +45,7 @@ _BLOCK = (128, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class _Output:
+class PlannedTensor:
     """A tensor of the files: what it is of memory, how its numbers are written, and its size in bytes."""
 
     tensor: FileTensor
@@ -82,8 +82,8 @@ def write_checkpoint(
         ModelFormatError: A weight cannot be written in this precision: not finite, or too large for float16.
         ModelFileError: The disk is full, or the folder cannot be written.
     """
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
-    shards = _into_shards(_outputs(model, held, precision), shard_bytes)
+    held = _held(model)
+    shards = _into_shards(plan(model, precision), shard_bytes)
     with replaced_folder(folder) as place:
         names = (
             [SINGLE]
@@ -102,24 +102,29 @@ def write_checkpoint(
             tokenizer.save(place)
 
 
-def _outputs(model: Transformer, held: Mapping[str, Tensor], precision: Precision) -> Iterator[_Output]:
-    """Every tensor of the files in order, an FP8 matrix followed by its scales."""
+def plan(model: Transformer, precision: Precision) -> Iterator[PlannedTensor]:
+    """Every tensor of the files in order, an FP8 matrix followed by its scales. Needs shapes only, not weights."""
+    held = _held(model)
     for tensor in layout(model.config):
         if tensor.role == "spare":
             continue
         shape = tuple(_source(held, tensor).shape)
         if precision == "fp8" and tensor.linear:
-            yield _Output(tensor, tensor.name, "F8_E4M3", shape)
-            yield _Output(tensor, tensor.name + SCALE, "F32", scale_shape((shape[0], shape[1]), _BLOCK))
+            yield PlannedTensor(tensor, tensor.name, "F8_E4M3", shape)
+            yield PlannedTensor(tensor, tensor.name + SCALE, "F32", scale_shape((shape[0], shape[1]), _BLOCK))
         else:
             # The router's bias decides between scores that are close: it is float32 wherever it is kept.
             kind = "F32" if tensor.into.endswith("e_score_correction_bias") else _KINDS[precision]
-            yield _Output(tensor, tensor.name, kind, shape)
+            yield PlannedTensor(tensor, tensor.name, kind, shape)
 
 
-def _into_shards(outputs: Iterator[_Output], limit: float) -> list[list[_Output]]:
+def _held(model: Transformer) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _into_shards(outputs: Iterator[PlannedTensor], limit: float) -> list[list[PlannedTensor]]:
     """As many in each as fit, in order; scales stay with their matrix."""
-    shards: list[list[_Output]] = [[]]
+    shards: list[list[PlannedTensor]] = [[]]
     size = 0
     for output in outputs:
         if size and size + output.size > limit and not output.name.endswith(SCALE):
@@ -130,7 +135,7 @@ def _into_shards(outputs: Iterator[_Output], limit: float) -> list[list[_Output]
     return shards
 
 
-def _write_shard(path: Path, outputs: list[_Output], held: Mapping[str, Tensor], power_of_two: bool) -> None:
+def _write_shard(path: Path, outputs: list[PlannedTensor], held: Mapping[str, Tensor], power_of_two: bool) -> None:
     # Wider numbers first, so that each tensor begins at a multiple of its width, as readers that map the file want.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     places: dict[str, int] = {}
@@ -158,7 +163,9 @@ def _write_shard(path: Path, outputs: list[_Output], held: Mapping[str, Tensor],
         os.fsync(file.fileno())
 
 
-def _write_fp8(file: io.FileIO, places: tuple[int, int], source: Tensor, output: _Output, power_of_two: bool) -> None:
+def _write_fp8(
+    file: io.FileIO, places: tuple[int, int], source: Tensor, output: PlannedTensor, power_of_two: bool
+) -> None:
     scales = []
     file.seek(places[0])
     for band in _bands(source, output.tensor, multiple=_BLOCK[0]):
@@ -190,7 +197,7 @@ def _bands(source: Tensor, tensor: FileTensor, *, multiple: int = 1) -> Iterator
         yield source[begin : begin + step]
 
 
-def _converted(band: Tensor, output: _Output) -> Tensor:
+def _converted(band: Tensor, output: PlannedTensor) -> Tensor:
     converted = band.to(DTYPES[output.kind])
     if output.kind == "F16" and not bool(converted.isfinite().all()):
         raise ModelFormatError(
