@@ -195,9 +195,9 @@ def _layers(found: Inspection) -> Iterator[tuple[str, ...]]:
         yield str(first.layer) if first is last else f"{first.layer}-{last.layer}", *cells
 
 
-def counted(number: float) -> str:
-    """A count as people write it: ``671.0B``, ``134.5M``, ``576``."""
-    for mark, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+def counted(number: float, gap: str = "") -> str:
+    """A count as people write it: ``671.0B``, ``134.5M``, ``576``; with a gap, ahead of a unit: ``93.7 G``."""
+    for mark, unit in (("T", 1e12), ("G" if gap else "B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= unit:
-            return f"{number / unit:.1f}{mark}"
-    return f"{number:.0f}"
+            return f"{number / unit:.1f}{gap}{mark}"
+    return f"{number:.0f}{gap}"

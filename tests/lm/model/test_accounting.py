@@ -65,13 +65,7 @@ def test_parts_and_layers_add_up() -> None:
         account.by_part["embedding"] + account.by_part["head"] + config.hidden_size
     )
     assert account.layers[-1].parameters == account.mtp_parameters
-    assert [layer.kind for layer in account.layers] == [
-        "dense",
-        "experts",
-        "experts",
-        "experts",
-        "multi-token prediction",
-    ]
+    assert [layer.kind for layer in account.layers] == ["dense", "experts", "experts", "experts", "mtp"]
     assert account.layers[0].active == account.layers[0].parameters
 
 

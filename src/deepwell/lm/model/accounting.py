@@ -73,7 +73,7 @@ class LayerAccount:
     """One layer; modules of multi-token prediction follow the last."""
 
     layer: int
-    kind: Literal["dense", "experts", "multi-token prediction"]
+    kind: Literal["dense", "experts", "mtp"]
     attention: int
     feed_forward: int
     """Everything behind the second norm: dense, or router, routed and shared experts."""
@@ -214,7 +214,7 @@ def _layers(config: ModelConfig, weights: list[Weight]) -> Iterator[LayerAccount
         feed_forward = sum(weight.size for weight in own if ".mlp." in weight.name)
         yield LayerAccount(
             layer=layer,
-            kind="multi-token prediction" if mtp else "experts" if config.is_moe_layer(layer) else "dense",
+            kind="mtp" if mtp else "experts" if config.is_moe_layer(layer) else "dense",
             attention=attention,
             feed_forward=feed_forward,
             other=sum(weight.size for weight in own) - attention - feed_forward,
