@@ -7,8 +7,8 @@ pieces it returns, put together, are exactly what ``Tokenizer.decode`` returns f
 this class, run to the end. A token costs the same however long the text already is.
 
 What invalid bytes become: one replacement character for each longest part that could begin a character, as the Unicode
-standard recommends. The ``tokenizers`` library does so for byte-level vocabularies, and for SentencePiece replaces every
-byte of a run that has an error anywhere; then a stream could not say anything before the run ends, so we do not.
+standard recommends. The ``tokenizers`` library does so for byte-level vocabularies, and for SentencePiece replaces
+every byte of a run that has an error anywhere; a stream could then say nothing before the run ends, so we do not.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Tokenizer:
         """The ``tokenizer.*`` keys of a GGUF file, in the types that ``from_gguf`` reads.
 
         Args:
-            vocab_size: Rows of the network's embedding; tokens are added that are never used, so that there are as many.
+            vocab_size: Rows of the network's embedding; unused tokens are added until there are as many.
 
         Raises:
             ModelFormatError: GGUF has no name for the way this tokenizer splits text.
@@ -213,7 +213,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_last: bool = False,
     ) -> str:
-        """The prompt of a chat as text, to look at. ``chat`` gives the ids, and never makes control tokens of content."""
+        """The prompt of a chat as text, to look at; ``chat`` gives the ids, where content makes no control tokens."""
         rendered = self.template.render(messages, thinking=thinking, tools=tools, continue_last=continue_last)
         return rendered.text
 
@@ -228,8 +228,8 @@ class Tokenizer:
         """The ids of a chat, ready for the model to answer.
 
         Args:
-            messages: ``role`` (system, user, assistant or tool) and ``content``; ``reasoning_content``, ``tool_calls`` and
-                ``tool_call_id`` where they apply, as in the chat API of OpenAI and DeepSeek.
+            messages: ``role`` (system, user, assistant or tool) and ``content``; ``reasoning_content``, ``tool_calls``
+                and ``tool_call_id`` where they apply, as in the chat API of OpenAI and DeepSeek.
             thinking: Ask for reasoning before the answer, or for none; None: as the template does by itself.
             tools: Functions that the model may call, as in the same API.
             continue_last: Leave the last message, the assistant's, open, for the model to go on with.

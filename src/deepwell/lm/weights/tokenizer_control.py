@@ -32,7 +32,7 @@ class ControlTokens:
         controls = [token for token in added if is_control(token)]
         nonce = secrets.token_hex(8)
         self.ids: dict[str, int] = {token["content"]: token["id"] for token in controls}
-        self._alias = {text: f"\ufdd0{nonce}x{number}\ufdd1" for number, text in enumerate(self.ids)}
+        self._alias = {text: f"\U0010fffe{nonce}x{number}\U0010ffff" for number, text in enumerate(self.ids)}
         # The longest first, so that <|end|> does not hide <|end|>s; the sort is stable.
         texts = sorted(self.ids, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None

@@ -71,9 +71,8 @@ def write_folder(parts: TokenizerParts, folder: Path, *, add_bos: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(parts.description, encoding="utf-8")
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **parts.extras, "add_bos_token": add_bos}
-    for role, text in zip(_ROLES, (parts.bos, parts.eos, parts.pad, parts.unk), strict=True):
-        if text is not None:
-            config[role] = text
+    tokens = zip(_ROLES, (parts.bos, parts.eos, parts.pad, parts.unk), strict=True)
+    config |= {role: text for role, text in tokens if text is not None}
     config["clean_up_tokenization_spaces"] = False
     if set(parts.templates) == {"default"}:
         config["chat_template"] = parts.templates["default"]

@@ -87,7 +87,7 @@ def to_fields(tokenizer: Tokenizer, vocab_size: int | None) -> dict[str, Any]:
     size = tokenizer.vocab_size if vocab_size is None else vocab_size
     if size < tokenizer.vocab_size:
         raise ModelFormatError(
-            f"{parts.source}: the tokenizer has {tokenizer.vocab_size} tokens and the network {size}; they do not belong together"
+            f"{parts.source}: the tokenizer has {tokenizer.vocab_size} tokens and the network rows for {size}"
         )
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
