@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from deepwell.errors import ModelFileError, ModelFormatError
@@ -101,21 +101,23 @@ def _fp8_block(described: Mapping[str, Any], path: Path) -> tuple[int, int]:
     quantization = described.get("quantization_config")
     if quantization is None:
         return _BLOCK
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if not isinstance(quantization, dict):
+        raise ModelFileError(f"{path}: quantization_config is {quantization!r}, not a JSON object", hint=_FETCH)
+    method = quantization.get("quant_method")
     if method != "fp8":
         raise ModelFormatError(
             f"{path}: quantization_config.quant_method is {method!r}, and of quantised checkpoints only 'fp8' is read",
             hint="take the model's unquantised checkpoint, or its GGUF file",
         )
     block = quantization.get("weight_block_size")
-    whole = isinstance(block, list) and len(block) == 2 and all(type(side) is int and side > 0 for side in block)
-    if not whole or quantization.get("fmt", "e4m3") != "e4m3":
+    sides = block if isinstance(block, list) and all(type(side) is int and side > 0 for side in block) else []
+    if len(sides) != 2 or quantization.get("fmt", "e4m3") != "e4m3":
         raise ModelFormatError(
             f"{path}: quantization_config has weight_block_size {block!r} and fmt {quantization.get('fmt')!r}; "
             "FP8 is read as e4m3 with one scale for each block, [128, 128] as a rule",
             hint="take the model's unquantised checkpoint",
         )
-    return block[0], block[1]
+    return sides[0], sides[1]
 
 
 def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -150,8 +152,8 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{path} has no weight_map", hint=_FETCH)
     for name, file in weight_map.items():
-        plain = isinstance(file, str) and PurePosixPath(file).name == file and PureWindowsPath(file).name == file
-        if not plain:
+        endings = (".safetensors", *_PICKLES)
+        if not (isinstance(file, str) and PureWindowsPath(file).name == file and file.endswith(endings)):
             raise ModelFileError(
                 f"{path} puts {name} in {file!r}, which is no file of this folder", hint="do not trust this checkpoint"
             )

@@ -96,7 +96,7 @@ def locate(name_or_path: str | Path) -> Path:
     if not path.is_file():
         raise MissingModelError(f"there is no model at {path}", hint="check the path, or see: deepwell models list")
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(9)
     if start[:4] == b"GGUF" or path.suffix == ".gguf":
         return path
     from deepwell.lm.weights.shards import looks_like_pickle, pickle_error

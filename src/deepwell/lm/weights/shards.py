@@ -72,10 +72,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
             _refuse_other_formats(path, start)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= min(size - 8, _MOST_HEADER):
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            if len(start) < 9 or not 2 <= length <= min(size - 8, _MOST_HEADER):
                 raise ModelFileError(
                     f"{path} is not a whole safetensors file: it says that its header has {length} bytes, and the file "
                     f"has {size}",
@@ -167,8 +168,10 @@ class ShardReader:
 
 
 def looks_like_pickle(start: bytes) -> bool:
-    """Whether a file's first bytes are those of a pickle, or of the zip that torch wraps around one."""
-    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05")
+    """Whether a file's first 9 bytes are those of a pickle, or of the zip that torch wraps around one."""
+    # A safetensors header of 384 bytes begins like a pickle of protocol 1; only its JSON tells them apart.
+    pickle = start[:1] == b"\x80" and start[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
+    return start[:4] == b"PK\x03\x04" or (pickle and start[8:9] != b"{")
 
 
 def pickle_error(path: Path) -> ModelFileError:
@@ -186,7 +189,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         raise ModelFileError(
             f"{path} is a GGUF file, not safetensors", hint="give it the ending .gguf and open it alone"
         )
-    if start == b"version ":
+    if start[:8] == b"version ":
         raise ModelFileError(
             f"{path} is a Git LFS pointer and not the file itself", hint="run 'git lfs pull' in its repository"
         )
