@@ -90,15 +90,16 @@ def _as_json(found: Inspection) -> dict[str, Any]:
 
 def _show(found: Inspection) -> None:
     """Facts, a table by part, a table by layer. Piped, each line is one fact or row, its cells apart by tabs."""
-    facts, parts, layers = list(_facts(found)), list(_parts(found)), list(_layers(found))
+    from deepwell.cli.render import console, plain
+
+    facts = [(label, plain(value)) for label, value in _facts(found)]  # a file's own name may hold anything
+    parts, layers = list(_parts(found)), list(_layers(found))
     if not sys.stdout.isatty():
         for row in [*facts, *parts[1:], *layers[1:]]:
             click.echo("\t".join(row))
         return
     from rich.table import Table
     from rich.text import Text
-
-    from deepwell.cli.render import console
 
     screen = console()
     grid = Table.grid(padding=(0, 2))
@@ -132,11 +133,9 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "weights", f"{size} ({kinds})" if kinds else f"{size} in bf16"
     yield "cache", _cache(found)
     yield (
-        "FLOPs",
-        (
-            f"{counted(account.flops_per_token)} for a token that sees {account.context:,}; "
-            f"{counted(account.attention_flops_per_token)} of it attention"
-        ),
+        "compute",
+        f"{counted(account.flops_per_token, ' ')}FLOPs for a token that sees {account.context:,}, "
+        f"{counted(account.attention_flops_per_token, ' ')}FLOPs of it attention",
     )
     window = f", sliding window {config.sliding_window:,}" if config.sliding_window else ""
     yield "context", f"{config.max_position_embeddings:,} tokens{window}{_stretched(found)}"
