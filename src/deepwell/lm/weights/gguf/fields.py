@@ -74,12 +74,15 @@ class Keys:
 def _common(file: Container, keys: Keys) -> dict[str, Any]:
     """What every architecture says in the same words."""
     tensors, vocab = file.tensors, file.tensors["token_embd.weight"].shape[0]
+    layers = keys.whole("block_count") - keys.whole("nextn_predict_layers", 0)
+    if layers > len(tensors):
+        raise ModelFileError(f"{file.path}: {keys.architecture}.block_count is {layers}, of {len(tensors)} tensors")
     ends = (file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS)
     begin, pad = (file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding"))
     return {
         "vocab_size": vocab,
         "hidden_size": keys.whole("embedding_length"),
-        "num_hidden_layers": keys.whole("block_count") - keys.whole("nextn_predict_layers", 0),
+        "num_hidden_layers": layers,
         "num_attention_heads": keys.whole("attention.head_count"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": keys.number("rope.freq_base", 10_000.0),
@@ -98,7 +101,7 @@ def _grouped(file: Container, keys: Keys) -> ModelConfig:
     common = _common(file, keys)
     heads = common["num_attention_heads"]
     key_heads = keys.whole("attention.head_count_kv", heads)
-    width = keys.whole("attention.key_length", common["hidden_size"] // heads)
+    width = keys.whole("attention.key_length", common["hidden_size"] // max(heads, 1))
     value_width = keys.whole("attention.value_length", width)
     if keys.whole("rope.dimension_count", width) != width:
         raise ModelFileError(
@@ -129,32 +132,42 @@ def _grouped(file: Container, keys: Keys) -> ModelConfig:
 
 
 def _latent(file: Container, keys: Keys) -> ModelConfig:
-    """deepseek2: V2, V2-Lite, V3, R1 and whatever is written in their terms."""
+    """Architecture deepseek2: V2, V2-Lite, V3, R1 and whatever is written in their terms."""
     common = _common(file, keys)
-    layers, rank = common["num_hidden_layers"], keys.whole("attention.kv_lora_rank")
     rope = keys.whole("rope.dimension_count")
     # Files from before 2025 hold the widths of the unabsorbed heads under the plain names.
     key_width = keys.whole("attention.key_length_mla", keys.whole("attention.key_length"))
     value_width = keys.whole("attention.value_length_mla", keys.whole("attention.value_length"))
+    return ModelConfig(
+        q_lora_rank=keys.whole("attention.q_lora_rank", 0) or None, kv_lora_rank=keys.whole("attention.kv_lora_rank"),
+        qk_nope_head_dim=key_width - rope, qk_rope_head_dim=rope, v_head_dim=value_width,
+        latent_norm=bool(file.fields.get(f"{OURS}latent_norm", True)),
+        intermediate_size=keys.whole("feed_forward_length"), **common,
+        **_routing(file, keys, common["num_hidden_layers"]),
+    )  # fmt: skip
+
+
+def _routing(file: Container, keys: Keys, layers: int) -> dict[str, Any]:
+    """How deepseek2 mixes experts; nothing where every layer is dense, so that all stays at its default."""
     experts = keys.whole("expert_count", 0)
     dense = min(keys.whole("leading_dense_block_count", 0), layers)
+    if not experts or dense == layers:
+        return {}
     scoring = keys.whole("expert_gating_func", 0)
     if scoring not in _SCORING:
         raise ModelFileError(f"{file.path}: deepseek2.expert_gating_func is {scoring}; 1 and 2 are known")
     groups = keys.whole("expert_group_count", 1) or 1
-    shared = file.fields.get(f"{OURS}n_shared_experts", keys.whole("expert_shared_count", 0))
     biased = f"blk.{dense}.exp_probs_b.bias" in file.tensors
-    return ModelConfig(
-        q_lora_rank=keys.whole("attention.q_lora_rank", 0) or None, kv_lora_rank=rank,
-        qk_nope_head_dim=key_width - rope, qk_rope_head_dim=rope, v_head_dim=value_width,
-        latent_norm=bool(file.fields.get(f"{OURS}latent_norm", True)),
-        intermediate_size=keys.whole("feed_forward_length"),
-        moe_intermediate_size=keys.whole("expert_feed_forward_length", 0) if experts else 0, n_routed_experts=experts,
-        n_shared_experts=shared if experts else 0,
-        num_experts_per_tok=keys.whole("expert_used_count", 0), first_k_dense_replace=dense if experts else 0,
-        n_group=groups, topk_group=keys.whole("expert_group_used_count", groups) if groups > 1 else 1,
-        scoring_func=_SCORING[scoring],  # type: ignore[arg-type]
-        topk_method="noaux_tc" if biased else "group_limited_greedy" if groups > 1 else "greedy",
-        norm_topk_prob=bool(file.fields.get("deepseek2.expert_weights_norm", False)),
-        routed_scaling_factor=keys.number("expert_weights_scale", 0.0) or 1.0, **common,
-    )  # fmt: skip
+    return {
+        "n_routed_experts": experts,
+        "n_shared_experts": file.fields.get(f"{OURS}n_shared_experts", keys.whole("expert_shared_count", 0)),
+        "moe_intermediate_size": keys.whole("expert_feed_forward_length"),
+        "num_experts_per_tok": keys.whole("expert_used_count"),
+        "first_k_dense_replace": dense,
+        "n_group": groups,
+        "topk_group": keys.whole("expert_group_used_count", groups) if groups > 1 else 1,
+        "scoring_func": _SCORING[scoring],
+        "topk_method": "noaux_tc" if biased else "group_limited_greedy" if groups > 1 else "greedy",
+        "norm_topk_prob": bool(file.fields.get("deepseek2.expert_weights_norm", False)),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
+    }

@@ -58,7 +58,10 @@ def read_gguf(
 def read_network(file: Container, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Transformer:
     """The network of an opened file."""
     config = config_of(file)
-    filling = Filling(config, dtype=dtype, device=device)
+    try:
+        filling = Filling(config, dtype=dtype, device=device)
+    except RuntimeError as e:  # sizes whose product no tensor can have
+        raise ModelFileError(f"{file.path}: its metadata describe no network: {e}") from e
     tensors = _found(file, config)
     for tensor in tensors:
         if tensor.form != "constant":

@@ -68,7 +68,9 @@ def read_scaling(fields: Mapping[str, Any], architecture: str, *, where: str) ->
         if attn == 1:
             return RopeScaling(kind="yarn", mscale=multiplier, mscale_all_dim=multiplier, **shape)
         softmax = attn * (1 + multiplier * log)
-        return RopeScaling(kind="yarn", attention_factor=attn, mscale_all_dim=_mscale(softmax, log), **shape)
+        usual = math.isclose(attn, 1 + log, rel_tol=1e-6)  # what is taken where a config says nothing
+        factor_or_none = None if usual else attn
+        return RopeScaling(kind="yarn", attention_factor=factor_or_none, mscale_all_dim=_mscale(softmax, log), **shape)
     attention_factor = None if attn == 1 else attn * (1 + log)
     if architecture == "deepseek2":
         return RopeScaling(
@@ -153,7 +155,7 @@ def frequency_factors(config: ModelConfig) -> Tensor | None:
 
 def _mscale(softmax: float, log: float) -> float:
     """The ``mscale_all_dim`` that gives this factor."""
-    return round((softmax - 1) / log, 6) if log else 0.0
+    return round((softmax - 1) / log, 6) + 0.0 if log else 0.0
 
 
 def _theta_of(frequencies: tuple[float, ...]) -> float | None:
