@@ -123,8 +123,8 @@ SPLITTINGS: dict[str, Splitting] = {
 """By name, those that ``name_of`` should prefer first."""
 
 _PROBE = (
-    "I'LL we'll they're 1 12 123 1234567 ½ Ⅷ ² snake_case camelCase HTTPServer naïve e\u0301te\u0301 x+=1; // (a[0]!='b')"
-    "\n\n\n\tfor i in range(10):\r\n        pass  \n  Ελληνικά русский 漢字かな交じりカナ한국어 "
+    "I'LL we'll they're 1 12 123 1234567 ½ Ⅷ ² snake_case camelCase HTTPServer naïve e\u0301te\u0301 x+=1; "
+    "// (a[0]!='b')\n\n\n\tfor i in range(10):\r\n        pass  \n  Ελληνικά русский 漢字かな交じりカナ한국어 "
     "عربي हिन्दी ไทย 😀 <|x|> …!?。，\u00a0\u3000end  "
 )
 
