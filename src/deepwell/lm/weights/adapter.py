@@ -173,6 +173,8 @@ def _pairs(header: Mapping[str, StoredTensor], path: Path) -> dict[str, dict[str
     """The two tensors of each matrix, by the matrix's name in the base's files."""
     pairs: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in header.items():
+        if name.endswith(".base_layer.weight"):
+            continue  # PEFT keeps a copy of a head or embedding that it adapts
         match = _NAME.fullmatch(name)
         if match is None or len(tensor.shape) != 2:
             raise ModelFormatError(f"{tensor.where} is no part of a LoRA adapter on matrices")

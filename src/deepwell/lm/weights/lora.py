@@ -82,6 +82,7 @@ class LoraLinear(Linear):
         self.lora_b = nn.Parameter(base.weight.new_zeros(rows, rank))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
+        self.train(base.training)  # a layer put into an evaluating model does not drop
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -236,6 +237,7 @@ def _plain(model: nn.Module, memory: str, layer: LoraLinear) -> None:
     base = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     base.weight = layer.base_weight
     base.bias = layer.bias
+    base.train(layer.training)
     _replace(model, memory, base)
 
 
