@@ -170,8 +170,12 @@ def test_a_file_as_peft_writes_it_means_what_it_means_there(tmp_path: Path) -> N
     plain, changed = made(LLAMA).layers[1].self_attn, model.layers[1].self_attn
     for got, before, wanted in (
         (changed.q_proj.weight, plain.q_proj.weight, b["q_proj"] @ a["q_proj"]),
-        (changed.kv_a_proj_with_mqa.weight, plain.kv_a_proj_with_mqa.weight, torch.cat([b[n] @ a[n] for n in ("v_proj", "k_proj")])),
-    ):  # fmt: skip
+        (
+            changed.kv_a_proj_with_mqa.weight,
+            plain.kv_a_proj_with_mqa.weight,
+            torch.cat([b["v_proj"] @ a["v_proj"], b["k_proj"] @ a["k_proj"]]),
+        ),
+    ):
         close(got - before, 2.5 * wanted.double(), 1e-5)
 
 
@@ -281,10 +285,12 @@ def test_an_adapters_config_that_cannot_be_followed(
     assert not has_lora(model)
 
 
-A, B = (
-    "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight",
-    "base_model.model.model.layers.0.self_attn.o_proj.lora_B.weight",
-)
+STEM = "base_model.model.model.layers.0.self_attn.o_proj"
+A, B = f"{STEM}.lora_A.weight", f"{STEM}.lora_B.weight"
+
+
+def renamed(tensors: dict[str, Tensor], to: str) -> None:
+    tensors[f"{to}.lora_A.weight"], tensors[f"{to}.lora_B.weight"] = tensors.pop(A), tensors.pop(B)
 
 
 @pytest.mark.parametrize(
@@ -292,13 +298,17 @@ A, B = (
     [
         (lambda t: t.pop(B), ModelFileError, "o_proj.lora_B.weight is missing"),
         (lambda t: t.clear(), ModelFileError, "holds no adapter"),
-        (lambda t: t.update({B: torch.zeros(25, 2)}), ModelFileError, r"o_proj.lora_B.weight has shape \[25, 2\]; .*\[24, 2\]"),
+        (
+            lambda t: t.update({B: torch.zeros(25, 2)}),
+            ModelFileError,
+            r"lora_B.weight has shape \[25, 2\]; .*\[24, 2\]",
+        ),
         (lambda t: t[B].fill_(float("nan")), ModelFileError, "o_proj.lora_B.weight holds NaN"),
-        (lambda t: t.update({"x.lora_magnitude_vector": torch.zeros(2)}), ModelFormatError, "lora_magnitude_vector is no part"),
-        (lambda t: t.update({B.replace("o_proj", "z"): t.pop(B), A.replace("o_proj", "z"): t.pop(A)}), ModelFileError, "self_attn.z has no place"),
-        (lambda t: t.update({B.replace("self_attn.o", "mlp.experts.3.up"): t.pop(B), A.replace("self_attn.o", "mlp.experts.3.up"): t.pop(A)}), ModelFormatError, "adapts an expert"),
+        (lambda t: t.update({"x.lora_magnitude_vector": torch.zeros(2)}), ModelFormatError, "_vector is no part"),
+        (lambda t: renamed(t, "base_model.model.model.layers.0.z"), ModelFileError, "layers.0.z has no place"),
+        (lambda t: renamed(t, "base_model.model.mlp.experts.3.up_proj"), ModelFormatError, "adapts an expert"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_adapter_is_told_by_file_and_tensor(
     tmp_path: Path, spoil: Callable[[dict[str, Tensor]], None], error: Any, message: str
 ) -> None:
