@@ -71,7 +71,8 @@ class ChatTemplate:
     @property
     def thinks(self) -> bool:
         """Whether the model was made to think before it answers, as far as template and vocabulary tell."""
-        return _CLOSE in self.controls or _CLOSE in self.source or any(name in self._expected for name in _THINKING)
+        told = _CLOSE in self.controls or _OPEN in self.source or _CLOSE in self.source
+        return told or any(name in self._expected for name in _THINKING)
 
     def render(
         self,
@@ -129,7 +130,7 @@ class ChatTemplate:
         if thinking:
             return "" if opened else f"{_OPEN}\n"
         if opened:
-            return f"\n{_CLOSE}\n\n"
+            return ("" if text.endswith("\n") else "\n") + f"\n{_CLOSE}\n\n"
         return f"{_OPEN}\n\n{_CLOSE}\n\n" if self.thinks else ""
 
     def _run(self, messages: list[dict[str, Any]], tools: Any, thinking: bool | None, opening: bool) -> str:

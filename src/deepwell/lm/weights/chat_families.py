@@ -74,9 +74,13 @@ _DEEPSEEK = """\
 {%- if state.outputs -%}
     {{- '<｜tool▁outputs▁end｜>' -}}
 {%- endif -%}
-{%- if add_generation_prompt and not state.answering -%}
-    {{- '<｜Assistant｜>' -}}
-    {%- if thinking is defined -%}{{- '<think>\\n' if thinking else '</think>' -}}{%- endif -%}
+{%- if add_generation_prompt -%}
+    {%- if not state.answering -%}{{- '<｜Assistant｜>' -}}{%- endif -%}
+    {%- if thinking is defined and thinking -%}
+        {{- '<think>\\n' -}}
+    {%- elif thinking is defined and not state.answering -%}
+        {{- '</think>' -}}
+    {%- endif -%}
 {%- endif -%}
 """
 
@@ -124,8 +128,9 @@ _LLAMA3 = """\
 {%- elif messages[0].role == 'system' -%}
     {{- turn('system', first) -}}
 {%- endif -%}
-{%- for message in messages if not (loop.first and message.role == 'system') -%}
-    {%- if message.role == 'tool' -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' and loop.first -%}
+    {%- elif message.role == 'tool' -%}
         {{- turn('ipython', message.content) -}}
     {%- elif message.tool_calls -%}
         {%- for call in message.tool_calls -%}

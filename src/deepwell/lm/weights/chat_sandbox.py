@@ -229,6 +229,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return self.unsafe_undefined(obj, attribute)
         return super().getattr(obj, attribute)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        raise SecurityError(f"it may not use {attribute!r} of a {type(obj).__name__}")
+
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(obj, str) and argument in _PADDING:
             return self.unsafe_undefined(obj, argument)
