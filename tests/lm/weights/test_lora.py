@@ -24,6 +24,7 @@ from deepwell.lm.weights.lora import (
     merge_lora,
     remove_lora,
 )
+from deepwell.lm.weights.saving import save
 
 TOKENS = torch.arange(24).view(2, 12) % 50
 LLAMA = ModelConfig.named("smollm2-135m").replace(
@@ -226,6 +227,14 @@ def test_a_fingerprint_is_of_what_weights_mean() -> None:
 
 
 # ---- what goes wrong ----
+
+
+def test_saving_a_model_does_not_leave_its_adapter_behind_unsaid(tmp_path: Path) -> None:
+    model = _with(made(LLAMA), ALL)
+    with pytest.raises(UsageError, match="would be left behind"):
+        save(model, tmp_path / "model", precision="f32")
+    merge_lora(model)
+    save(model, tmp_path / "model", precision="f32")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ def save(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", hint=f"use one of {', '.join(PRECISIONS)}")
+    from deepwell.lm.weights.lora import has_lora
+
+    if has_lora(model):
+        raise UsageError(
+            "the model has an adapter, which would be left behind",
+            hint="fold it in first (deepwell.lm.weights.lora.merge_lora), or write it alone (save_adapter)",
+        )
     if format == "deepseek":
         from deepwell.lm.weights.writing import write_checkpoint
 
