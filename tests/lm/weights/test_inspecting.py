@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepwell.errors import ModelConfigError, ModelFileError, UsageError
+from deepwell.lm.model.accounting import Account
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
+from deepwell.lm.weights.gguf.writing import write_gguf
 from deepwell.lm.weights.inspecting import inspect_model
 from deepwell.lm.weights.writing import write_checkpoint
 
@@ -93,6 +95,28 @@ def test_bad_names_and_files_are_clear_errors(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ModelConfigError, match=r"config\.json: model_type is 'gpt2'"):
         inspect_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["debug-moe", "smollm2-135m"])
+def test_a_gguf_file_is_looked_into_without_its_weights(tmp_path: Path, name: str) -> None:
+    config = ModelConfig.named(name).replace(
+        vocab_size=64, num_hidden_layers=2, num_nextn_predict_layers=0, hidden_size=96, intermediate_size=64
+    )  # fmt: skip
+    write_gguf(Transformer(config), tmp_path / "x.gguf", precision="f16")
+    found = inspect_model(str(tmp_path / "x.gguf"))
+    assert found.source == "gguf"
+    assert found.account.parameters == Account.of(config).parameters
+    assert found.bytes_by_part.keys() == found.account.by_part.keys()
+    # Norms and router are float32 there, the rest two bytes a value; a latent's up-projection is split, not grown.
+    for part, count in found.account.by_part.items():
+        if part in {"norms", "router"}:
+            assert found.bytes_by_part[part] in {4 * count, 4 * count + 4 * 16}  # with the balancing bias
+        else:
+            assert found.bytes_by_part[part] == 2 * count
+    assert set(found.bytes_by_kind) == {"F16", "F32"}
+    (tmp_path / "y.gguf").write_bytes((tmp_path / "x.gguf").read_bytes()[:-1000])
+    with pytest.raises(ModelFileError, match=r"y\.gguf: cut off within tensor"):
+        inspect_model(str(tmp_path / "y.gguf"))
 
 
 @pytest.mark.models
