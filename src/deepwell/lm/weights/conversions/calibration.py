@@ -1,13 +1,13 @@
 """What a calibration text shows of every attention layer.
 
 To leave things out well one must know what matters. For a head with attention shares a over earlier tokens s and an
-error E in the map from inputs x to its keys, the score of query q at token t is off by q . E x_s, and to first order the
-loss moves by
+error E in the map from inputs x to its keys, the score of query q at token t is off by q . E x_s, and to first order
+the loss moves by
 
     sum_s  g_ts q_t . E x_s  =  q_t . E y_t,        y_t = sum_s g_ts x_s,
 
-where g_ts is the derivative of the loss by the score. So what counts are the second moments of q and of y: E costs about
-tr(E' M E S) with M = mean q q' and S = mean y y' (the Kronecker approximation of the Fisher information, arXiv
+where g_ts is the derivative of the loss by the score. So what counts are the second moments of q and of y: E costs
+about tr(E' M E S) with M = mean q q' and S = mean y y' (the Kronecker approximation of the Fisher information, arXiv
 1503.05671). That an equal shift of all scores is free is in it by itself, since g sums to zero. For values,
 y_t = sum_s a_ts x_s, and in place of q stands the derivative of the loss by the head's output.
 
@@ -38,8 +38,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Projections:
-    """The matrices of grouped attention, by head, in float32. X is the hidden size, and one more where there are biases:
-    inputs then end with a constant 1."""
+    """The matrices of grouped attention, by head, in float32.
+
+    X is the hidden size, and one more where there are biases: inputs then end with a constant 1.
+    """
 
     query: Tensor
     """[H, D, X]"""
@@ -150,7 +152,7 @@ def _backward(
                 chances = model.head(hidden).float().softmax(-1)
                 labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
                 del chances
-            linear_cross_entropy(hidden, model.head_weight, labels).backward()  # type: ignore[no-untyped-call]
+            linear_cross_entropy(hidden, model.head_weight, labels).backward()
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,9 +4,9 @@ Given J linear maps W_j of the same inputs, find the latent A x of a rank R and 
 
     sum_j  tr( (W_j - B_j A)' M_j (W_j - B_j A) S_j )
 
-small: M_j says how much each output of map j matters, S_j which inputs it meets. Were all S_j the same, a singular value
-decomposition would be the answer. It is where the search starts; then the two are solved for in turn, each exactly a
-least-squares problem (that for A by conjugate gradients, as its matrix is never formed).
+small: M_j says how much each output of map j matters, S_j which inputs it meets. Were all S_j the same, a singular
+value decomposition would be the answer. It is where the search starts; then the two are solved for in turn, each
+exactly a least-squares problem (that for A by conjugate gradients, as its matrix is never formed).
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cholesky(matrix: Tensor) -> Tensor:
     """Of a matrix that may be singular but for rounding."""
-    trace = matrix.diagonal().mean() + 1e-30
-    return torch.linalg.cholesky(
-        matrix + 1e-9 * trace * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    lift = 1e-9 * (matrix.diagonal().mean() + 1e-30)
+    lower: Tensor = torch.linalg.cholesky(
+        matrix + lift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     )
+    return lower
