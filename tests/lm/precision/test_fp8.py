@@ -109,3 +109,17 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     w[140, 3] = bad
     with pytest.raises(ModelFormatError, match="rows 128 to 256"):
         quantize_blocks(w)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.7e-5, 2.0**-140, 2.0**110])
+@pytest.mark.parametrize("finite", [True, False])
+def test_each_of_the_256_values_is_exact(scale: float, finite: bool) -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    if finite:
+        every = every[(every & 127) != 127]
+    q = every.view(torch.float8_e4m3fn)[None]
+    weights = dequantize_blocks(q, torch.full((1, 2), scale)[:, : -(-len(every) // 128)], dtype=torch.float32)
+    expected = q.float() * torch.tensor(scale)
+    assert torch.equal(weights.isnan(), expected.isnan())
+    assert torch.equal(_bits(weights.nan_to_num()), _bits(expected.nan_to_num()))
+    assert finite != bool(weights.isnan().any())

@@ -111,7 +111,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.rope = Rope(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device="meta", dtype=dtype)
+        # Given its weight, an Embedding does not draw one; drawing on the meta device imports all of torch._dynamo.
+        table = torch.empty(config.vocab_size, config.hidden_size, device="meta", dtype=dtype)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         made: dict[str, Any] = {"device": torch.device("meta"), "dtype": dtype}
         self.layers = nn.ModuleList(Block(config, layer, **made) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **made)

@@ -51,6 +51,11 @@ class Filling:
         self._filled: dict[str, dict[int | None, list[tuple[int, int]]]] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where the network's tensors are."""
+        return self._device
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every tensor that the network has, by its in-memory name."""
         return tuple(self._shapes)
@@ -82,6 +87,22 @@ class Filling:
         Raises:
             ModelFileError: The network has no such tensor, the shape does not fit, or this part was filled before.
         """
+        target = self.claim(name, tuple(tensor.shape), source=source, expert=expert, rows=rows)
+        target.copy_(tensor)
+
+    def claim(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        source: str,
+        expert: int | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
+        """The memory of a tensor or a part of one, for the caller to fill. Arguments and errors as for ``put``.
+
+        It counts as filled from now on, so a caller that fails to fill it must not ``finish``.
+        """
         if name not in self._shapes:
             raise ModelFileError(f"{source}: a network of this config has no tensor {name}", hint=_CHECK_CONFIG)
         whole = self.shape(name)
@@ -90,10 +111,10 @@ class Filling:
         slot = whole[1:] if expert is not None else whole
         begin, end = (0, slot[0]) if rows is None else (rows.start, rows.stop)
         fits = 0 <= begin < end <= slot[0]
-        if not fits or tuple(tensor.shape) != (end - begin, *slot[1:]):
+        if not fits or shape != (end - begin, *slot[1:]):
             part = f"rows {begin} to {end} of " if rows is not None else ""
             raise ModelFileError(
-                f"{source}: shape {list(tensor.shape)} does not fit {part}{name} {list(slot)}", hint=_CHECK_CONFIG
+                f"{source}: shape {list(shape)} does not fit {part}{name} {list(slot)}", hint=_CHECK_CONFIG
             )
         parts = self._filled.setdefault(name, {expert: []})
         filled = parts.setdefault(expert, [])
@@ -103,7 +124,7 @@ class Filling:
         if name not in self._tensors:
             self._tensors[name] = torch.empty(whole, dtype=self._shapes[name].dtype, device=self._device)
         target = self._tensors[name] if expert is None else self._tensors[name][expert]
-        target[begin:end].copy_(tensor)
+        return target[begin:end]
 
     def missing(self) -> tuple[str, ...]:
         """What is not filled yet: names, with the first missing expert or row where a part is there."""

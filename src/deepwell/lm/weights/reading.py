@@ -27,7 +27,7 @@ from deepwell.lm.precision.fp8 import check_scales, dequantize_blocks
 from deepwell.lm.weights.checkpoint import Checkpoint, open_checkpoint
 from deepwell.lm.weights.filling import Filling
 from deepwell.lm.weights.names import FileTensor, is_ignored, layout, mtp_layers
-from deepwell.lm.weights.shards import ShardReader, StoredTensor
+from deepwell.lm.weights.shards import DTYPES, ShardReader, StoredTensor
 
 if TYPE_CHECKING:
     from deepwell.lm.model.transformer import Transformer
@@ -72,12 +72,10 @@ def read_checkpoint(
         for path, tensors in _by_file(checkpoint, table, copies).items():
             with ShardReader(path) as reader:
                 for tensor in tensors:
-                    for rows, values in _values(checkpoint, reader, tensor, filling.dtype(tensor.into)):
-                        if copies:
-                            _compare(checkpoint, filling, tensor, rows, values)
-                        else:
-                            where = checkpoint.tensors[tensor.name].where
-                            filling.put(tensor.into, values, source=where, expert=tensor.expert, rows=rows)
+                    if copies:
+                        _compare(checkpoint, reader, filling, tensor)
+                    else:
+                        _put(checkpoint, reader, filling, tensor)
                     done += _size(checkpoint, tensor)
                     if on_progress is not None:
                         on_progress(done, total)
@@ -154,6 +152,19 @@ def _expected_shape(filling: Filling, tensor: FileTensor) -> tuple[int, ...]:
     return shape if tensor.rows is None else (tensor.rows[1] - tensor.rows[0], *shape[1:])
 
 
+def _put(checkpoint: Checkpoint, reader: ShardReader, filling: Filling, tensor: FileTensor) -> None:
+    """One tensor from its file to its place."""
+    stored = checkpoint.tensors[tensor.name]
+    dtype = filling.dtype(tensor.into)
+    if DTYPES[stored.kind] == dtype and tensor.rotary is None and filling.device.type == "cpu":
+        rows = slice(*tensor.rows) if tensor.rows is not None else None
+        target = filling.claim(tensor.into, stored.shape, source=stored.where, expert=tensor.expert, rows=rows)
+        reader.read_into(stored, target)
+        return
+    for rows, values in _values(checkpoint, reader, tensor, dtype):
+        filling.put(tensor.into, values, source=stored.where, expert=tensor.expert, rows=rows)
+
+
 def _values(
     checkpoint: Checkpoint, reader: ShardReader, tensor: FileTensor, dtype: torch.dtype
 ) -> Iterator[tuple[slice | None, Tensor]]:
@@ -191,14 +202,16 @@ def _scales(checkpoint: Checkpoint, tensor: FileTensor) -> Tensor | None:
     return scales
 
 
-def _compare(checkpoint: Checkpoint, filling: Filling, tensor: FileTensor, rows: slice | None, values: Tensor) -> None:
-    original = filling.tensor(tensor.into)
-    original = original if rows is None else original[rows]
-    if not torch.equal(original, values.to(device=original.device, dtype=original.dtype)):
-        raise ModelFileError(
-            f"{checkpoint.tensors[tensor.name].where} differs from {tensor.into}, and a network here has one for both",
-            hint="the checkpoint was changed after it was saved, or its config.json belongs to another one",
-        )
+def _compare(checkpoint: Checkpoint, reader: ShardReader, filling: Filling, tensor: FileTensor) -> None:
+    """A copy has the values of what it is a copy of."""
+    original, where = filling.tensor(tensor.into), checkpoint.tensors[tensor.name].where
+    for rows, values in _values(checkpoint, reader, tensor, original.dtype):
+        there = original if rows is None else original[rows]
+        if not torch.equal(there, values.to(device=there.device, dtype=there.dtype)):
+            raise ModelFileError(
+                f"{where} differs from {tensor.into}, and a network here has one for both",
+                hint="the checkpoint was changed after it was saved, or its config.json belongs to another one",
+            )
 
 
 def _by_file(checkpoint: Checkpoint, table: list[FileTensor], copies: bool) -> dict[Path, list[FileTensor]]:

@@ -144,6 +144,14 @@ class ShardReader:
         self._fill(self._buffer.numpy().data[:size], tensor, tensor.begin + begin * width)
         return self._buffer[:size].view(dtype).view(end - begin, *tensor.shape[1:])
 
+    def read_into(self, tensor: StoredTensor, target: Tensor) -> None:
+        """A whole tensor, straight into memory of the same shape and dtype: contiguous, on the CPU.
+
+        Raises:
+            ModelFileError: The file ends before the tensor does.
+        """
+        self._fill(target.view(-1).view(torch.uint8).numpy().data, tensor, tensor.begin)
+
     def bands(self, tensor: StoredTensor, *, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A tensor in parts of about ``BAND`` bytes: (first row, rows), a ``multiple`` of rows each but the last."""
         total = tensor.shape[0]
