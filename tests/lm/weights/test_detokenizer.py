@@ -110,13 +110,20 @@ def test_a_token_costs_the_same_however_long_the_text_is() -> None:
         ({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}, ["▁a", "▁b"], "a b"),
         ({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never"}, ["▁a", "▁b"], " a b"),
         (
-            {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ]}, ["▁▁a", "<0xC3>", "<0xA9>", "▁b"], " aé b",
+            {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                ],
+            },
+            ["▁▁a", "<0xC3>", "<0xA9>", "▁b"],
+            " aé b",
         ),
     ],
-)  # fmt: skip
+)
 def test_each_kind_of_decoder_writes_as_the_library_does(decoder: dict[str, Any], tokens: list[str], text: str) -> None:
     import json
 

@@ -184,7 +184,7 @@ def test_tokens_that_only_the_configuration_names_are_added(tmp_path: Path) -> N
     ("name", "content"),
     [
         ("tokenizer.json", ""), ("tokenizer.json", "[]"), ("tokenizer.json", "{}"), ("tokenizer.json", '{"model": 3}'),
-        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}, "decoder": {"type": "Fuse"}}'),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []},"decoder": {"type": "Fuse"}}'),
         ("tokenizer.json", '{"added_tokens": [1], "model": {}, "decoder": {"type": "Fuse"}}'),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "CTC"}}'),
         ("tokenizer_config.json", "{"), ("tokenizer_config.json", "7"), ("special_tokens_map.json", "no"),
