@@ -219,9 +219,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (SMOLLM2 | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     (SMOLLM2 | {"num_key_value_heads": 2}, r"num_attention_heads \(9\) and num_key_value_heads \(2\)"),
     (SMOLLM2 | {"hidden_size": 577}, r"hidden_size \(577\) and num_attention_heads \(9\)"),
+    (SMOLLM2 | {"num_attention_heads": 0}, "num_attention_heads is 0"),
     (SMOLLM2 | {"head_dim": 33}, "head_dim is 33"),
     (QWEN | {"use_sliding_window": True, "max_window_layers": 12}, "max_window_layers is 12"),
-    (QWEN | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
+    (QWEN | {"layer_types": ["full_attention"] * 23 + ["sliding_attention"]}, "layer_types is .* some layers"),
+    (QWEN | {"layer_types": ["full_attention"]}, "layer_types .* and num_hidden_layers"),
+    (QWEN | {"layer_types": [["full_attention"]]}, "layer_types is .*; it is a list of"),
     (QWEN | {"layer_types": "full_attention"}, "layer_types is 'full_attention'; it is a list"),
     (QWEN | {"num_key_value_heads": None}, "num_key_value_heads is missing"),
     (V2_LITE | {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'"),
@@ -239,6 +242,31 @@ def test_a_bad_file_is_told_where_and_what(content: dict[str, Any], message: str
     with pytest.raises(ModelConfigError, match=message) as error:
         read(content, where="models/x/config.json")
     assert error.value.message.startswith("models/x/config.json: ")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 5) | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "factor", "x"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_no_content_of_a_file_is_anything_but_a_config_or_an_error_of_one(data: st.DataObject) -> None:
+    content = data.draw(st.sampled_from([V3, V2_LITE, SMOLLM2, R1_LLAMA, QWEN, MISTRAL, LATENT_OWN]))
+    for name in data.draw(
+        st.lists(st.sampled_from([*content, "head_dim", "rope_parameters", "layer_types"]), max_size=3)
+    ):
+        content = content | {name: data.draw(_JSON)}
+    try:
+        config = read(content)
+    except ModelConfigError as error:
+        assert error.message.startswith("config.json: ")
+    else:
+        assert read(write(config)) == config
 
 
 def test_a_missing_query_rank_is_not_the_same_as_none() -> None:

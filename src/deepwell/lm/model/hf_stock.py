@@ -140,29 +140,30 @@ def _read_mistral(f: Fields) -> ModelConfig:
 
 def _read_qwen2(f: Fields) -> ModelConfig:
     window = f.whole("sliding_window", None) if f.flag("use_sliding_window", False) else None
-    layers = f.whole("num_hidden_layers")
-    first = f.whole("max_window_layers", 0 if window is None else REQUIRED)
-    kinds = f.mapping.get("layer_types")
-    if kinds is None:
-        kinds = [
-            "sliding_attention" if window is not None and layer >= first else "full_attention"
-            for layer in range(layers)
-        ]
-        mixed = "max_window_layers"
+    layers, kinds = f.whole("num_hidden_layers"), f.mapping.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list | tuple) or any(kind not in _LAYER_TYPES for kind in kinds):
+            f.wrong("layer_types", f"it is a list of {' or '.join(_LAYER_TYPES)}")
+        if len(kinds) != layers:
+            f.clash("layer_types", "num_hidden_layers", "every layer has a type")
+        slides = sum(kind == "sliding_attention" for kind in kinds)
     else:
-        mixed = "layer_types"
-        if not isinstance(kinds, list | tuple) or not set(kinds) <= {"sliding_attention", "full_attention"}:
-            f.wrong("layer_types", "it is a list of sliding_attention or full_attention")
-    if len(set(kinds)) > 1:
-        f.wrong(mixed, "a sliding window in some layers and none in others is not supported")
-    if set(kinds) == {"full_attention"}:
-        window = None
-    return _grouped(f, qkv_bias=True, sliding_window=window)
+        # The window begins at layer max_window_layers.
+        slides = 0 if window is None else max(0, layers - f.whole("max_window_layers"))
+    if 0 < slides < layers:
+        field = "max_window_layers" if kinds is None else "layer_types"
+        f.wrong(field, "a sliding window in some layers and none in others is not supported")
+    return _grouped(f, qkv_bias=True, sliding_window=window if slides else None)
+
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def _grouped(f: Fields, **more: Any) -> ModelConfig:
     common = _common(f)
     heads, hidden = common["num_attention_heads"], common["hidden_size"]
+    if heads < 1:
+        f.wrong("num_attention_heads", "there is at least 1")
     if f.text("model_type") == "llama":
         key_heads = f.whole("num_key_value_heads", heads)
     else:
@@ -207,7 +208,7 @@ def _write_llama(c: ModelConfig) -> dict[str, Any] | None:
 
 def _write_qwen2(c: ModelConfig) -> dict[str, Any]:
     sliding = c.sliding_window is not None
-    # The window begins at layer max_window_layers; with none, no layer reaches it.
+    # With no window, no layer reaches the one where it begins.
     first = 0 if sliding else c.num_hidden_layers
     return _write_grouped(
         c, "Qwen2ForCausalLM", "qwen2", use_sliding_window=sliding, sliding_window=c.sliding_window,
