@@ -60,6 +60,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 _ELSEWHERE = {
     "inspect": "deepwell.cli.model_files:inspect",
+    "convert": "deepwell.cli.conversions:convert",
+    "compress": "deepwell.cli.conversions:compress",
+    "split": "deepwell.cli.conversions:split",
+    "upcycle": "deepwell.cli.conversions:upcycle",
+    "export": "deepwell.cli.conversions:export",
 }
 """Commands on language models; each file is imported when its command is used."""
 
