@@ -186,6 +186,7 @@ def test_tokens_that_only_the_configuration_names_are_added(tmp_path: Path) -> N
         ("tokenizer.json", ""), ("tokenizer.json", "[]"), ("tokenizer.json", "{}"), ("tokenizer.json", '{"model": 3}'),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []},"decoder": {"type": "Fuse"}}'),
         ("tokenizer.json", '{"added_tokens": [1], "model": {}, "decoder": {"type": "Fuse"}}'),
+        ("tokenizer.json", '{"added_tokens": 7, "model": {}}'), ("tokenizer.json", '{"added_tokens": [{}]}'),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "CTC"}}'),
         ("tokenizer_config.json", "{"), ("tokenizer_config.json", "7"), ("special_tokens_map.json", "no"),
         ("generation_config.json", "\x00"), ("chat_template.json", "[1]"),
@@ -196,6 +197,28 @@ def test_a_damaged_file_is_named(name: str, content: str, tmp_path: Path) -> Non
     (tmp_path / name).write_text(content)
     with pytest.raises(ModelFileError, match=name):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_ids_are_the_vocabularys_whatever_the_list_of_added_tokens_says(tmp_path: Path) -> None:
+    """As the tokenizers library has it; a wild id in that list must not become a token of its own."""
+    tiny.write_byte_level(tmp_path)
+    right = Tokenizer.from_folder(tmp_path).control_tokens
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] = 10**8
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert Tokenizer.from_folder(tmp_path).control_tokens == right
+    content["model"]["vocab"]["a"] = 10**9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFileError, match="id 1000000000"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("decoder", [{"x": 1}, {"7": 3}, [1], {"-1": {"content": "<a>"}}, {"9": {"content": 5}}])
+def test_nonsense_among_the_configurations_tokens_is_passed_over(decoder: Any, tmp_path: Path) -> None:
+    tiny.write_byte_level(tmp_path, config={"added_tokens_decoder": decoder})
+    assert Tokenizer.from_folder(tmp_path).encode("well") == Tokenizer.from_folder(
+        tiny.write_byte_level(tmp_path)
+    ).encode("well")
 
 
 def test_a_file_cut_short_anywhere_is_an_error_and_nothing_else(tmp_path: Path) -> None:

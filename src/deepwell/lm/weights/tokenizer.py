@@ -31,6 +31,9 @@ from deepwell.lm.weights.tokenizer_parts import END_OF_TURN, TokenizerParts
 if TYPE_CHECKING:
     from deepwell.lm.weights.chat import ChatTemplate
 
+MAX_VOCABULARY = 10_000_000
+"""A higher id is damage; the largest vocabularies of the field have a quarter of a million tokens."""
+
 _HINT = "The file may be cut short, or come from a newer version of the tokenizers library; fetch or convert it again"
 
 
@@ -58,9 +61,10 @@ class Tokenizer:
             description = json.loads(parts.description)
             self._post_processor = description.get("post_processor")
             self._spelling = Spelling.of(description.get("decoder"), parts.source)
-            special = {token["id"] for token in description.get("added_tokens") or [] if token.get("special")}
+            special = [token["content"] for token in description.get("added_tokens") or [] if token.get("special")]
             self._controls = ControlTokens(description)
             self._rust = tokenizers.Tokenizer.from_str(self._controls.aliased)
+            self._controls.settle(self._rust.token_to_id)
             ids = self._rust.get_vocab(with_added_tokens=True)
         except ModelFileError:
             raise
@@ -68,12 +72,16 @@ class Tokenizer:
             reason = f"{type(error).__name__}: {error}"
             raise ModelFileError(f"{parts.source} is not a tokenizer ({reason})", hint=_HINT) from error
         self.vocab_size = max(ids.values(), default=-1) + 1
+        if self.vocab_size > MAX_VOCABULARY:
+            raise ModelFileError(
+                f"{parts.source} has a token with the id {self.vocab_size - 1}, which cannot be", hint=_HINT
+            )
         self._tokens: list[str | None] = [None] * self.vocab_size
         for text, number in ids.items():
             self._tokens[number] = text
         for text, number in self._controls.ids.items():
             self._tokens[number] = text
-        self._special = frozenset(special)
+        self._special = frozenset(self._controls.ids[text] for text in special)
         self._bytes: list[bytes | None] = [None] * self.vocab_size
         self.bos_token_id = self._id_of_role("bos", parts.bos)
         self.pad_token_id = self._id_of_role("pad", parts.pad)

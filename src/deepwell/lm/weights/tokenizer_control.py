@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from deepwell.lm.weights.tokenizer_parts import is_control
@@ -42,6 +43,14 @@ class ControlTokens:
         description["truncation"] = description["padding"] = None
         self._hide(description["model"])
         self.aliased = json.dumps(description, ensure_ascii=False)
+
+    def settle(self, token_id: Callable[[str], int | None]) -> None:
+        """Take the ids that the library gave the aliases: for a token in the vocabulary, that of the vocabulary."""
+        for text, alias in self._alias.items():
+            number = token_id(alias)
+            if number is None:
+                raise ValueError(f"the control token {text!r} has no id")
+            self.ids[text] = number
 
     def _hide(self, model: dict[str, Any]) -> None:
         """Rename the control tokens that the vocabulary holds, and drop the merges that would spell one."""

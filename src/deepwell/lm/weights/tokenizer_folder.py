@@ -15,6 +15,7 @@ from deepwell.errors import ModelFileError
 from deepwell.lm.weights.tokenizer_parts import TokenizerParts
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _KEPT = ("model_max_length", "additional_special_tokens", "extra_special_tokens")
 
 
@@ -38,8 +39,12 @@ def read_folder(folder: Path) -> TokenizerParts:
     names = _object(folder / "special_tokens_map.json", missing_ok=True)
     generation = _object(folder / "generation_config.json", missing_ok=True)
     model = _object(folder / "config.json", missing_ok=True)
-    added = description.setdefault("added_tokens", []) or []
-    texts = {token["id"]: token["content"] for token in added if isinstance(token, dict)}
+    added = description.get("added_tokens") or []
+    if not isinstance(added, list) or not all(
+        isinstance(one, dict) and {"id", "content"} <= one.keys() for one in added
+    ):
+        raise ModelFileError(f"{path}: added_tokens is not a list of tokens, each with id and content")
+    texts = {token["id"]: token["content"] for token in added}
     roles = {role: _content(config.get(role)) or _content(names.get(role)) for role in _ROLES}
     for role in ("bos_token", "eos_token"):
         number = next(
@@ -49,7 +54,7 @@ def read_folder(folder: Path) -> TokenizerParts:
     ends = generation.get("eos_token_id", model.get("eos_token_id"))
     add_bos = config.get("add_bos_token")
     return TokenizerParts(
-        description=_with_config_tokens(description, config),
+        description=_with_config_tokens(description, added, config),
         source=str(path),
         bos=roles["bos_token"],
         eos=roles["eos_token"],
@@ -101,18 +106,18 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _with_config_tokens(description: dict[str, Any], config: dict[str, Any]) -> str:
+def _with_config_tokens(description: dict[str, Any], added: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """The description, with the tokens that only ``tokenizer_config.json`` names added to it."""
     extra = config.get("added_tokens_decoder")
-    if isinstance(extra, dict):
-        held = {token.get("content") for token in description["added_tokens"]}
-        for number, token in sorted(extra.items(), key=lambda item: int(item[0])):
-            if isinstance(token, dict) and token.get("content") not in held:
-                flags = {
-                    name: bool(token.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-                }
-                description["added_tokens"].append({"id": int(number), "content": token["content"], **flags})
-    return json.dumps(description, ensure_ascii=False)
+    named = extra.items() if isinstance(extra, dict) else ()
+    held = {token["content"] for token in added}
+    more: list[dict[str, Any]] = [
+        {"id": int(number), "content": text} | {flag: bool(token.get(flag)) for flag in _FLAGS}
+        for number, token in named
+        if number.isdecimal() and isinstance(token, dict) and (text := _content(token)) and text not in held
+    ]
+    tokens = [*added, *sorted(more, key=lambda token: token["id"])]
+    return json.dumps({**description, "added_tokens": tokens}, ensure_ascii=False)
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
