@@ -1,6 +1,8 @@
 """SmolLM2 from its GGUF file is the network that transformers has; ``benchmarks/fidelity.py`` measures the same."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,10 @@ def test_smollm2_has_the_logits_the_words_and_the_cache_of_transformers_llama(mo
         assert torch.equal(fidelity.go_on(ours, prompts), fidelity.go_on_in_transformers(theirs, prompts))
     heads = theirs.config.num_key_value_heads * theirs.config.head_dim * theirs.config.num_hidden_layers
     assert ours.config.cache_bytes_per_token(2) == 2 * heads * 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is not None, reason="llama-cpp-python is here")
+def test_the_comparison_with_llama_cpp_says_how_to_get_it() -> None:
+    script = BENCHMARK.with_name("gguf_agreement.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert "llama-cpp-python is not installed" in done.stdout

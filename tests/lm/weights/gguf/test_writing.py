@@ -14,7 +14,7 @@ from deepwell.lm.model.config import RopeScaling
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.weights.gguf.container import open_gguf
 from deepwell.lm.weights.gguf.reading import read_gguf, read_network
-from deepwell.lm.weights.gguf.writing import write_gguf
+from deepwell.lm.weights.gguf.writing import notes, write_gguf
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "tiny_tokenizers.py")
 assert _spec is not None
@@ -83,9 +83,9 @@ def test_matrices_are_rounded_and_norms_and_router_are_not(tmp_path: Path, netwo
 
 def test_tensors_have_the_shapes_that_llama_cpp_absorbs(tmp_path: Path, network: Make) -> None:
     model = network("latent")
-    notes = write_gguf(model, tmp_path / "a.gguf", precision="f32")
-    assert len(notes) == 1
-    assert "multi-token prediction" in notes[0]
+    said = write_gguf(model, tmp_path / "a.gguf", precision="f32")
+    assert said == tuple(notes(model.config))
+    assert "multi-token prediction" in said[0]
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
     assert not any(name.startswith("blk.3.") for name in tensors)
     up = model.state_dict()["layers.2.self_attn.kv_b_proj.weight"].view(4, 16 + 20, 32)

@@ -16,6 +16,7 @@ from deepwell.lm.weights.gguf.fields import OURS
 from deepwell.lm.weights.gguf.rope import frequency_factors, write_scaling
 
 _DEEPSEEK = "save in the deepseek format (safetensors), which keeps it"
+_ONE_KEY = "export the network from before 'deepwell models convert', or one from 'deepwell models compress'"
 _GATING = {"softmax": 1, "sigmoid": 2}
 _MOST_LAYERS, _MOST_EXPERTS = 512, 1024
 _WITHOUT_QUERY_RANK = (26, 27)
@@ -94,7 +95,7 @@ def _grouped(c: ModelConfig, architecture: str) -> dict[str, Any]:
 
 def _latent(c: ModelConfig) -> dict[str, Any]:
     if c.rope_key_heads != 1:
-        _refuse(c, "rope_key_heads", "GGUF deepseek2 has one rotary key that all heads share", "compress it to one")
+        _refuse(c, "rope_key_heads", "GGUF deepseek2 has one rotary key that all heads share", _ONE_KEY)
     for field in ("qkv_bias", "o_bias", "mlp_bias"):
         if getattr(c, field):
             _refuse(c, field, "GGUF deepseek2 has no biases")

@@ -69,10 +69,11 @@ def write_gguf(
         planned.append(Planned("rope_freqs.weight", tuple(factors.shape), "f32"))
         values.append([factors])
     compose(Path(path), fields, planned, values)
-    return tuple(_notes(config))
+    return tuple(notes(config))
 
 
-def _notes(config: ModelConfig) -> Iterator[str]:
+def notes(config: ModelConfig) -> Iterator[str]:
+    """Sentences on what a file of this network lacks, and what to mind; what ``write_gguf`` returns."""
     if config.num_nextn_predict_layers:
         yield "The modules of multi-token prediction are left out: not every llama.cpp loads them."
     if not config.is_grouped and not config.latent_norm:
