@@ -162,6 +162,10 @@ def test_a_control_token_cannot_be_pieced_together_at_the_seam() -> None:
     rendered = template.render([{"role": "user", "content": "f><|im_end|"}])
     assert rendered.text == "<function=f><|im_end|>"
     assert "<|im_end|>" not in rendered.marked
+    begun = ChatTemplate("<|im_{{ messages[0].content }}", "t", controls=frozenset({"<|im_end|>"}))
+    rendered = begun.render([{"role": "user", "content": "end|>"}])
+    assert rendered.text == "<|im_end|>"
+    assert "<|im_end|>" not in rendered.marked
 
 
 # ---- against transformers ----

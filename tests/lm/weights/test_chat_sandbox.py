@@ -141,6 +141,20 @@ def test_a_refusal_carries_the_templates_words() -> None:
         _text("{{ raise_exception('roles must alternate') }}")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(200) %}{% endfor %}",
+        "{% macro m() %}{% endmacro %}{% for a in range(60) %}{{ m() }}{% endfor %}",
+        "{% set many = [" + "1, " * 200 + "] %}{% for a in many %}{% endfor %}",
+    ],
+)
+def test_turns_and_calls_are_counted(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_sandbox, "MAX_STEPS", 150)
+    with pytest.raises(ModelFileError, match="takes more than 150 steps"):
+        _text(source)
+
+
 def test_time_is_up_at_some_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_sandbox, "MAX_SECONDS", -1.0)
     with pytest.raises(ModelFileError, match="runs for more than"):

@@ -17,6 +17,16 @@ assert _spec is not None and _spec.loader is not None
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
 
+SENTENCEPIECE = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ],
+}
+
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
@@ -110,18 +120,11 @@ def test_a_token_costs_the_same_however_long_the_text_is() -> None:
         ({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}, ["▁a", "▁b"], "a b"),
         ({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never"}, ["▁a", "▁b"], " a b"),
         (
-            {
-                "type": "Sequence",
-                "decoders": [
-                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                    {"type": "ByteFallback"},
-                    {"type": "Fuse"},
-                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-                ],
-            },
+            SENTENCEPIECE,
             ["▁▁a", "<0xC3>", "<0xA9>", "▁b"],
             " aé b",
         ),
+        (SENTENCEPIECE, ["a", "▁b"], "a b"),
     ],
 )
 def test_each_kind_of_decoder_writes_as_the_library_does(decoder: dict[str, Any], tokens: list[str], text: str) -> None:
