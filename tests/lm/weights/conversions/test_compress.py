@@ -10,6 +10,8 @@ from deepwell.lm.weights.conversions import compress as module
 from deepwell.lm.weights.conversions.compress import CalibratedNetwork, calibrate, compress
 from deepwell.lm.weights.conversions.exact import to_mla
 from deepwell.lm.weights.conversions.measure import compare
+from deepwell.lm.weights.conversions.rebuild import windows_of
+from deepwell.lm.weights.conversions.refit import refit
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +110,20 @@ def test_too_little_text_and_mla_are_refused(network: Transformer, text: Tensor)
         compress(network, kv_rank=8, rope_dims=8, calibration=text[:20])
     with pytest.raises(UsageError, match="already"):
         calibrate(to_mla(network), text)
+
+
+def test_output_matrices_fitted_again_win_some_back(calibrated: CalibratedNetwork, text: Tensor) -> None:
+    model = calibrated.model
+    smaller = calibrated.compress(kv_rank=6, rope_dims=6)
+    steps: list[tuple[int, int]] = []
+    fitted = refit(model, smaller, windows_of(text, 50), on_progress=lambda *step: steps.append(step))
+    assert compare(model, fitted, text, window=50).kl < 0.8 * compare(model, smaller, text, window=50).kl
+    assert steps == [(1, 2), (2, 2)]
+    keys = "layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    assert torch.equal(fitted.state_dict()[keys], smaller.state_dict()[keys])
+    assert not torch.equal(fitted.layers[1].self_attn.o_proj.weight, smaller.layers[1].self_attn.o_proj.weight)
+
+
+def test_fitting_what_has_not_changed_changes_nothing(network: Transformer, text: Tensor) -> None:
+    fitted = refit(network, to_mla(network), windows_of(text, 50))
+    torch.testing.assert_close(fitted(text[None, :50]), network(text[None, :50]), rtol=0, atol=1e-4)

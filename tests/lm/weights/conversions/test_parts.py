@@ -38,7 +38,7 @@ def test_rounds_only_lower_the_loss_and_reach_a_stationary_point() -> None:
     error = targets.maps - found.up @ down
     loss = ((targets.matter @ error @ targets.inputs) * error).sum()
     (slope,) = torch.autograd.grad(loss, down)
-    assert float((slope * down).abs().sum()) < 0.2 * float(loss)
+    assert float((slope * down).detach().abs().sum()) < 0.2 * float(loss.detach())
 
 
 def test_full_rank_loses_nothing_and_more_is_filled_with_zeros() -> None:
@@ -161,4 +161,4 @@ def test_windows_are_spread_over_the_text() -> None:
 
 def test_a_network_is_rebuilt_as_a_copy(network: Transformer) -> None:
     copy = rebuilt(network, network.config, {"norm.weight": torch.zeros(32)})
-    assert float(copy.norm.weight.sum()) == 0 and float(network.norm.weight.abs().sum()) > 0
+    assert not copy.norm.weight.any() and network.norm.weight.any()

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from deepwell.lm.model.attention import MultiHeadLatentAttention
 from deepwell.lm.model.config import ModelConfig
-from deepwell.lm.model.products import linear_cross_entropy
 from deepwell.lm.model.rope import inverse_frequencies, magnitude, rotate
 from deepwell.lm.model.transformer import Block, Transformer
 
@@ -148,11 +147,11 @@ def _backward(
             for block in model.layers:
                 x, _ = block(x, sight)
             hidden = model.norm(x)[0]
-            with torch.no_grad():
-                chances = model.head(hidden).float().softmax(-1)
-                labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
-                del chances
-            linear_cross_entropy(hidden, model.head_weight, labels).backward()
+        # The derivative of a drawn label's cross-entropy by the logits: what is predicted, less the label.
+        wrong = model.head(hidden.detach()).float().softmax(-1)
+        labels = torch.multinomial(wrong, 1, generator=generator)
+        wrong.scatter_add_(1, labels, wrong.new_full(labels.shape, -1.0))
+        hidden.backward(wrong.to(hidden.dtype) @ model.head_weight)
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,10 +7,18 @@ followed. The term with l keeps W near W0 where the text says little.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-__all__ = ["LeastSquares"]
+from deepwell.lm.model.moe import MLP
+from deepwell.lm.model.products import Linear, swiglu
+from deepwell.lm.model.transformer import Block, Transformer
+from deepwell.lm.weights.conversions.calibration import Progress
+from deepwell.lm.weights.conversions.rebuild import rebuilt
+
+__all__ = ["LeastSquares", "attend_in_place", "refit"]
 
 
 class LeastSquares:
@@ -39,3 +47,70 @@ class LeastSquares:
         gram += lift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         change = torch.cholesky_solve(self._cross.double(), torch.linalg.cholesky(gram))
         return self._start + change.T.float()
+
+
+@torch.no_grad()
+def refit(
+    original: Transformer,
+    changed: Transformer,
+    windows: Tensor,
+    *,
+    ridge: float = 1e-2,
+    on_progress: Progress | None = None,
+) -> Transformer:
+    """Fit ``o_proj`` and, where layers are dense, ``down_proj`` again, layer by layer.
+
+    Each is made to bring the stream of ``changed`` back to that of ``original`` behind it, with all layers before it
+    changed and fitted already.
+
+    Args:
+        original: What the network was.
+        changed: What it has become, with the same layers and widths of stream. It keeps its weights.
+        windows: [count, length] tokens of a calibration text.
+        ridge: As for ``LeastSquares.solve``.
+        on_progress: Called with the layers done and the layers there are.
+    """
+    model = rebuilt(changed, changed.config, {})
+    wanted = original.embed_tokens(windows.to(model.device))  # [W, T, hidden]
+    stream = wanted.clone()
+    for layer, (one, other) in enumerate(zip(original.layers, model.layers, strict=True)):
+        before, after = cast(Block, one), cast(Block, other)
+        attend_in_place(original, before, wanted)
+        given = attend_in_place(model, after, stream.clone(), keep=True)
+        _fit(after.self_attn.o_proj, given, wanted, stream, ridge)
+        wanted += before.mlp(before.post_attention_layernorm(wanted))
+        normed = after.post_attention_layernorm(stream)
+        if isinstance(after.mlp, MLP):
+            given = swiglu(after.mlp.gate_proj(normed), after.mlp.up_proj(normed)).flatten(0, 1)
+            _fit(after.mlp.down_proj, given, wanted, stream, ridge)
+        else:
+            stream += after.mlp(normed)[0]
+        if on_progress is not None:
+            on_progress(layer + 1, len(model.layers))
+    return model
+
+
+def _fit(linear: Linear, given: Tensor, wanted: Tensor, stream: Tensor, ridge: float) -> None:
+    """Fit ``linear`` so that ``stream`` with its output is near ``wanted``, and add its output to ``stream``."""
+    fit = LeastSquares(linear.weight)
+    gap = (wanted - stream).flatten(0, 1).float()
+    fit.add(given, gap if linear.bias is None else gap - linear.bias.float())
+    linear.weight.copy_(fit.solve(ridge))
+    stream += linear(given).view_as(stream)
+
+
+def attend_in_place(model: Transformer, block: Block, stream: Tensor, *, keep: bool = False) -> Tensor:
+    """Add a layer's attention to ``stream`` [W, T, hidden], one window after the other.
+
+    Returns what ``o_proj`` was given, [W * T, H * V], if it is to be kept; else nothing, [0].
+    """
+    kept: list[Tensor] = []
+    hook = None
+    if keep:
+        hook = block.self_attn.o_proj.register_forward_hook(lambda _module, given, _out: kept.append(given[0]))
+    for window in stream.split(1):
+        sight = model.sight(torch.zeros(window.shape[:2], dtype=torch.int64, device=window.device))
+        window += block.self_attn(block.input_layernorm(window), sight, block.layer)
+    if hook is not None:
+        hook.remove()
+    return torch.cat(kept).flatten(0, 1) if keep else stream.new_zeros(0)

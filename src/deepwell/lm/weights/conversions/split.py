@@ -25,12 +25,12 @@ from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.neurons import group_neurons, unexplained
 from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
-from deepwell.lm.weights.conversions.refit import LeastSquares
+from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place
 
 __all__ = ["split"]
 
 WINDOW = 512
-WINDOWS = 32
+WINDOWS = 24
 """Windows of the calibration text that are looked at; a longer text is sampled evenly."""
 _SPREAD = 0.25
 """Standard deviation of the gate's logits."""
@@ -56,7 +56,7 @@ def split(
         experts: Parts that each layer's neurons make, shared ones included; divides ``intermediate_size``.
         top_k: Parts that a token takes, shared ones included. All: the same function as before.
         shared: Parts that every token takes, made of the neurons that always do much.
-        calibration: [N] tokens of a text like those that the network will see; 16,000 are looked at.
+        calibration: [N] tokens of a text like those that the network will see; 12,000 are looked at.
         refit: Fit ``down_proj`` again where not all experts run.
         on_progress: Called with the layers done and the layers there are.
 
@@ -74,11 +74,11 @@ def split(
     for layer, module in enumerate(model.layers):
         block = cast(Block, module)
         mlp = cast(MLP, block.mlp)
-        _attend(model, block, dense)
+        attend_in_place(model, block, dense)
         if exact:
             changed = dense
         else:
-            _attend(model, block, changed)
+            attend_in_place(model, block, changed)
         normed = block.post_attention_layernorm(changed).flatten(0, 1)
         activations = swiglu(mlp.gate_proj(normed), mlp.up_proj(normed))
         parts = _part(normed, activations, mlp.down_proj.weight, experts, shared)
@@ -136,13 +136,6 @@ class _Parts:
             found["shared_experts.up_proj.weight"] = up[self.always]
             found["shared_experts.down_proj.weight"] = down[:, self.always]
         return found
-
-
-def _attend(model: Transformer, block: Block, stream: Tensor) -> None:
-    """Add a layer's attention to ``stream`` [W, T, hidden], one window after the other."""
-    for window in stream.split(1):
-        sight = model.sight(torch.zeros(window.shape[:2], dtype=torch.int64, device=window.device))
-        window += block.self_attn(block.input_layernorm(window), sight, block.layer)
 
 
 def _part(normed: Tensor, activations: Tensor, down: Tensor, experts: int, shared: int) -> _Parts:
