@@ -9,7 +9,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 
-from deepwell.errors import ModelConfigError, ModelFileError
+from deepwell.errors import DeepwellError, ModelConfigError, ModelFileError
+from deepwell.lm.model.config import RopeScaling
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.weights.gguf.container import open_gguf
 from deepwell.lm.weights.gguf.reading import read_network
@@ -169,3 +170,29 @@ def test_ends_of_a_turn_are_ends(grouped_file: Path) -> None:
         lambda fields, tensors: fields.update({"tokenizer.ggml.eos_token_id": 5, "tokenizer.ggml.eot_token_id": 7}),
     )
     assert read_network(open_gguf(path), dtype=torch.float32).config.eos_token_id == (5, 7)
+
+
+@pytest.mark.parametrize("value", ["word", 0, 0.5, 4_000_000_000, [1, 2]])
+def test_strange_values_of_any_key_never_end_in_anything_but_our_errors(
+    tmp_path: Path, network: Make, value: Any
+) -> None:
+    scaling = RopeScaling(kind="yarn", factor=8.0, mscale=1.0, mscale_all_dim=1.0)
+    write_gguf(network("latent", rope_scaling=scaling), tmp_path / "a.gguf", precision="f32")
+    keys = [key for key in open_gguf(tmp_path / "a.gguf").fields if not key.startswith("general.")]
+    refused = 0
+    for key in [*keys, "split.count", "deepseek2.attention.sliding_window", "deepseek2.nextn_predict_layers"]:
+        path = rewrite(tmp_path / "a.gguf", _set(key, value))
+        try:
+            read_network(open_gguf(path), dtype=torch.float32)
+        except DeepwellError:
+            refused += 1
+    assert refused > len(keys) / 3
+
+
+@pytest.mark.parametrize("factors", [np.ones(5), np.zeros(6), np.full(6, np.nan)])
+def test_factors_of_rope_that_cannot_be_right_name_their_tensor(grouped_file: Path, factors: np.ndarray) -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        tensors["rope_freqs.weight"] = factors.astype(np.float32)
+
+    with pytest.raises(ModelFileError, match=r"rope_freqs\.weight is not 6 factors"):
+        read_network(open_gguf(rewrite(grouped_file, change)), dtype=torch.float32)

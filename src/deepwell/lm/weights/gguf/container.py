@@ -92,7 +92,7 @@ def _header(path: Path, data: mmap.mmap, size: int, sizes: Mapping[int, tuple[st
     for _ in range(field_count):
         key = cursor.string("a key")
         fields[key] = cursor.value(cursor.number("I"), key)
-    if fields.get("split.count", 1) > 1:
+    if fields.get("split.count", 1) not in (0, 1):
         raise ModelFileError(
             f"{path}: one part of {fields['split.count']}", hint="join them with llama-gguf-split --merge first"
         )

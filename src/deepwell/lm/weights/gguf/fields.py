@@ -41,7 +41,12 @@ def config_of(file: Container) -> ModelConfig:
     try:
         config = _latent(file, keys) if architecture == "deepseek2" else _grouped(file, keys)
         if "rope_freqs.weight" in file.tensors:
-            config = read_frequency_factors(whole(file, "rope_freqs.weight"), config)
+            factors = whole(file, "rope_freqs.weight").float()
+            if factors.shape != (config.qk_rope_head_dim // 2,) or not bool((factors > 0).all()):
+                raise ModelFileError(
+                    f"{file.path}: tensor rope_freqs.weight is not {config.qk_rope_head_dim // 2} factors above 0"
+                )
+            config = read_frequency_factors(factors, config)
     except ModelConfigError as e:
         raise ModelConfigError(f"{file.path}: {e.message}", hint=e.hint) from e
     return config
@@ -77,8 +82,7 @@ def _common(file: Container, keys: Keys) -> dict[str, Any]:
     layers = keys.whole("block_count") - keys.whole("nextn_predict_layers", 0)
     if layers > len(tensors):
         raise ModelFileError(f"{file.path}: {keys.architecture}.block_count is {layers}, of {len(tensors)} tensors")
-    ends = (file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS)
-    begin, pad = (file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding"))
+    ends = (_token(file, name, vocab) for name in _ENDS)
     return {
         "vocab_size": vocab,
         "hidden_size": keys.whole("embedding_length"),
@@ -89,11 +93,17 @@ def _common(file: Container, keys: Keys) -> dict[str, Any]:
         "rope_scaling": read_scaling(file.fields, keys.architecture, where=keys.where),
         "max_position_embeddings": keys.whole("context_length"),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": begin if begin is not None and begin < vocab else None,
-        "eos_token_id": tuple(dict.fromkeys(end for end in ends if end is not None and end < vocab)),
-        "pad_token_id": pad if pad is not None and pad < vocab else None,
+        "bos_token_id": _token(file, "bos", vocab),
+        "eos_token_id": tuple(dict.fromkeys(end for end in ends if end is not None)),
+        "pad_token_id": _token(file, "padding", vocab),
         "name": str(file.fields.get("general.name", "")),
     }
+
+
+def _token(file: Container, name: str, vocab: int) -> int | None:
+    """The id of a special token; some writers put the largest number there for none."""
+    token = file.fields.get(f"tokenizer.ggml.{name}_token_id")
+    return token if isinstance(token, int) and 0 <= token < vocab else None
 
 
 def _grouped(file: Container, keys: Keys) -> ModelConfig:

@@ -40,11 +40,16 @@ def read_scaling(fields: Mapping[str, Any], architecture: str, *, where: str) ->
         ModelFileError: A kind that no network here has (longrope).
     """
 
-    def key(name: str, otherwise: Any) -> Any:
-        return fields.get(f"{architecture}.rope.scaling.{name}", otherwise)
+    def key(name: str, otherwise: Any) -> float:
+        value = fields.get(f"{architecture}.rope.scaling.{name}", otherwise)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelFileError(f"{where}: {architecture}.rope.scaling.{name} is {value!r}; it is a number")
+        return value
 
     factor = key("factor", fields.get(f"{architecture}.rope.scale_linear", 1.0)) or 1.0
-    kind = key("type", "linear")
+    if factor < 1:
+        raise ModelFileError(f"{where}: {architecture}.rope.scaling.factor is {factor}; it is at least 1")
+    kind = fields.get(f"{architecture}.rope.scaling.type", "linear")
     if kind == "none" or (kind == "linear" and factor == 1):
         return None
     if kind == "linear":
@@ -55,11 +60,10 @@ def read_scaling(fields: Mapping[str, Any], architecture: str, *, where: str) ->
         )
     log = math.log(factor) / 10
     attn, multiplier = key("attn_factor", 1.0), key("yarn_log_multiplier", 0.0) * 10
-    shape = {
+    length = fields.get(f"{architecture}.context_length", 4096)
+    shape: dict[str, Any] = {
         "factor": factor,
-        "original_max_position_embeddings": key(
-            "original_context_length", fields.get(f"{architecture}.context_length", 4096)
-        ),
+        "original_max_position_embeddings": max(1, int(key("original_context_length", length))),
         "beta_fast": key("yarn_beta_fast", 32.0),
         "beta_slow": key("yarn_beta_slow", 1.0),
     }
@@ -137,7 +141,9 @@ def read_frequency_factors(factors: Tensor, config: ModelConfig) -> ModelConfig:
     if bool((factors == 1).all()):
         return config
     plain = inverse_frequencies(config.replace(rope_scaling=None))
-    wanted = plain / factors.float()
+    wanted = plain / factors
+    if factors.max() < 1:
+        return config.replace(rope_scaling=None, rope_frequencies=tuple(wanted.tolist()))
     llama31 = config.replace(rope_scaling=dataclasses.replace(_LLAMA31, factor=float(factors.max())))
     if torch.allclose(inverse_frequencies(llama31), wanted, rtol=1e-5, atol=0):
         return llama31
