@@ -82,9 +82,14 @@ def dequantize_blocks(
     """
     check_scales(scale_inv, (q.shape[0], q.shape[1]), block=block, where=where)
     weights = torch.empty(q.shape, dtype=dtype, device=q.device)
+    if not q.numel():
+        return weights
+    # The bytes of NaN are 127, the largest with a sign, and 255, the largest without.
+    plain = int(q.view(torch.int8).max()) < 127 and int(q.view(torch.uint8).max()) < 255
+    product = _vector_product if plain and float(scale_inv.max()) < 2.0**100 else _any_product
     for index, begin in enumerate(range(0, q.shape[0], block[0])):
         scale = _by_column(scale_inv[index], block[1], q.shape[1])
-        weights[begin : begin + block[0]] = _times(q[begin : begin + block[0]], scale)
+        weights[begin : begin + block[0]] = product(q[begin : begin + block[0]], scale)
     return weights
 
 
@@ -120,16 +125,18 @@ def _by_column(scale: Tensor, width: int, columns: int) -> Tensor:
     return scale.repeat_interleave(width)[:columns]
 
 
-def _times(q: Tensor, scale: Tensor) -> Tensor:
-    """``q`` in float32, each column times its scale: the exact product, rounded once.
+def _any_product(q: Tensor, scale: Tensor) -> Tensor:
+    """``q`` in float32, each column times its scale, rounded once."""
+    return q.to(torch.float32).mul_(scale)
+
+
+def _vector_product(q: Tensor, scale: Tensor) -> Tensor:
+    """The same values where no NaN is, 7 times as fast.
 
     torch converts FP8 one number at a time. Its bits, moved up by 7, are a float16 that is 256 times too small, and
-    float16 converts in vectors: 7 times as fast. NaN alone has no such float16.
+    float16 converts in vectors. NaN alone has no such float16.
     """
-    bits = q.view(torch.int8)
-    if bool((bits == 127).any()) or bool((bits == -1).any()) or bool(scale.max() > 2.0**100):
-        return q.to(torch.float32).mul_(scale)
-    half = bits.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(_SIGN_AND_VALUE)
+    half = q.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(_SIGN_AND_VALUE)
     return half.view(torch.float16).to(torch.float32).mul_(scale * 256)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,19 +68,35 @@ def read_checkpoint(
     table = _match(checkpoint, filling, layout(config))
     total = sum(_size(checkpoint, tensor) for tensor in table)
     done = 0
-    # Copies come last, when what they must equal is there.
-    for copies in (False, True):
-        for path, tensors in _by_file(checkpoint, table, copies).items():
-            with ShardReader(path) as reader:
-                for tensor in tensors:
-                    if copies:
-                        _compare(checkpoint, reader, filling, tensor)
-                    else:
-                        _put(checkpoint, reader, filling, tensor)
-                    done += _size(checkpoint, tensor)
-                    if on_progress is not None:
-                        on_progress(done, total)
+    with _one_thread():
+        # Copies come last, when what they must equal is there.
+        for copies in (False, True):
+            for path, tensors in _by_file(checkpoint, table, copies).items():
+                with ShardReader(path) as reader:
+                    for tensor in tensors:
+                        if copies:
+                            _compare(checkpoint, reader, filling, tensor)
+                        else:
+                            _put(checkpoint, reader, filling, tensor)
+                        done += _size(checkpoint, tensor)
+                        if on_progress is not None:
+                            on_progress(done, total)
     return filling.finish(source=str(folder))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch uses one thread.
+
+    Reading waits for memory, not for arithmetic, so a second thread gains little; but the threads wait for each other
+    after each of many small steps, and where a core is busy with something else that costs ten times the work itself.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _without_absent_mtp(checkpoint: Checkpoint) -> ModelConfig:
