@@ -102,6 +102,7 @@ def test_latents_that_are_not_normalised_come_with_a_word_on_quantising(tmp_path
     model = network("latent-no-query-rank", latent_norm=False)
     (note,) = write_gguf(model, tmp_path / "a.gguf", precision="f16")
     assert "attn_kv_a_mqa=f32" in note
+    assert open_gguf(tmp_path / "a.gguf").fields["general.description"] == note
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
     assert kinds["blk.0.attn_kv_a_mqa.weight"] == "F32"
     assert kinds["blk.0.attn_q.weight"] == "F16"

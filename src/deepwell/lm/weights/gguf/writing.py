@@ -56,6 +56,8 @@ def write_gguf(
     """
     config = model.config
     fields = describe(config) | {"general.file_type": _FILE_TYPES[precision]}
+    if said := tuple(notes(config)):
+        fields["general.description"] = " ".join(said)  # llama.cpp's tools print it
     if tokenizer is None:
         fields |= {"tokenizer.ggml.model": "none"} | token_ids(config)
     else:
@@ -69,7 +71,7 @@ def write_gguf(
         planned.append(Planned("rope_freqs.weight", tuple(factors.shape), "f32"))
         values.append([factors])
     compose(Path(path), fields, planned, values)
-    return tuple(notes(config))
+    return said
 
 
 def notes(config: ModelConfig) -> Iterator[str]:
@@ -79,7 +81,8 @@ def notes(config: ModelConfig) -> Iterator[str]:
     if not config.is_grouped and not config.latent_norm:
         yield (
             "The latents of this network are not normalised; attn_kv_a_mqa (and attn_q_a) are in float32, faint enough "
-            "for llama.cpp's norm to do nothing. Keep them so when you quantise: --tensor-type attn_kv_a_mqa=f32."
+            "for llama.cpp's norm to do nothing. A quantised copy that does not keep them so is broken: give "
+            "llama-quantize --tensor-type attn_kv_a_mqa=f32 --tensor-type attn_q_a=f32."
         )
 
 
