@@ -132,3 +132,26 @@ def test_numbers_that_are_no_weights_are_refused_when_read(path: Path) -> None:
 def test_a_file_that_is_gone_is_an_error(path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be read"), ShardReader(path):
         pass
+
+
+def test_whatever_is_cut_off_or_changed_in_a_header_is_an_error_and_no_crash(path: Path) -> None:
+    save_file({"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16()}, path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for end in range(0, len(whole), 3):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ModelFileError):
+            read_header(path)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        where, what = (int(torch.randint(0, most, (), generator=generator)) for most in (header, 256))
+        changed[where] = what
+        path.write_bytes(changed)
+        try:
+            tensors = read_header(path)
+            with ShardReader(path) as reader:
+                for tensor in tensors.values():
+                    reader.read(tensor)
+        except ModelFileError as error:
+            assert str(path) in str(error)
