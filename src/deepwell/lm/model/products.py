@@ -91,18 +91,23 @@ class Linear(nn.Linear):
 
 
 def _grouped(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
-    """``torch.nn.functional.grouped_mm`` where it takes the dtype, else the same one group after the other.
+    """``torch.nn.functional.grouped_mm`` where it can, else (float64, rows not of whole 16 bytes) group after group.
 
     Two forms: rows of ``a`` [N, K] by ``b`` [E, K, M] -> [N, M]; columns of ``a`` [K, N] by rows of ``b`` [N, M] ->
     [E, K, M]. ``offsets`` [E] int32 are the ends of the groups in N.
     """
-    if a.dtype is torch.float32 or a.dtype in _HALF:
+    if a.dtype is not torch.float64 and _is_aligned(a) and _is_aligned(b):
         return F.grouped_mm(a, b, offs=offsets)
     ends = offsets.tolist()
     starts = [0, *ends[:-1]]
     if b.dim() == 3:
         return torch.cat([a[start:end] @ b[group] for group, (start, end) in enumerate(zip(starts, ends, strict=True))])
     return torch.stack([a[:, start:end] @ b[start:end] for start, end in zip(starts, ends, strict=True)])
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, as torch's grouped product demands."""
+    return all(stride == 1 or stride * tensor.element_size() % 16 == 0 for stride in tensor.stride())
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -229,7 +234,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = widened(weight)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wanted[1] else None
-        rows = max(16, 2**24 // weight.shape[0])
+        rows = max(16, 2**22 // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = widened(hidden[start : start + rows])
             aims = labels[start : start + rows, None]
@@ -244,9 +249,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = wrong @ head
             if grad_weight is not None:
-                grad_weight += wrong.t() @ part
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.dtype = weight.dtype
+                grad_weight.addmm_(wrong.t().to(grad_weight.dtype), part.to(grad_weight.dtype))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
@@ -254,7 +258,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grads[0].to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grads[0]).to(ctx.dtype),
+            None if grad_weight is None else grad_weight * grads[0].to(grad_weight.dtype),
             None,
         )
 

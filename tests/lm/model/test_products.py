@@ -1,0 +1,172 @@
+"""Every fused operation against the plain one, forward and backward, in float64 and where operands are widened."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepwell.lm.model import products
+from deepwell.lm.model.products import (
+    Linear,
+    RMSNorm,
+    at_least_float32,
+    attend,
+    cpu_multiplies,
+    grouped_linear,
+    linear,
+    linear_cross_entropy,
+    matmul,
+    swiglu,
+    widened,
+)
+
+
+@pytest.fixture(params=[True, False], ids=["with-instructions", "without"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A processor with and one without products in bf16, whichever runs the test."""
+    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: request.param or dtype is torch.float32)
+    return bool(request.param)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+def grads(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    out = function(*inputs)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
+    return [out, *torch.autograd.grad(out, inputs, upstream)]
+
+
+def test_only_half_precision_on_a_processor_without_instructions_is_widened(instructions: bool) -> None:
+    half = torch.zeros(2, dtype=torch.bfloat16)
+    assert (widened(half) is half) == instructions
+    wide = torch.zeros(2, dtype=torch.float64)
+    assert widened(wide) is wide
+    assert widened(half.to("meta")).dtype is torch.bfloat16
+    assert at_least_float32(half).dtype is torch.float32
+    assert at_least_float32(wide) is wide
+
+
+def test_float32_needs_no_instructions() -> None:
+    assert cpu_multiplies(torch.float32)
+    assert isinstance(cpu_multiplies(torch.bfloat16), bool)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_in_bf16_is_the_product_of_what_is_stored(instructions: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    inputs = [random(2, 3, 32, dtype=torch.bfloat16), random(16, 32, dtype=torch.bfloat16)]
+    inputs += [random(16, dtype=torch.bfloat16)] if bias else []
+    got = grads(linear, *inputs)
+    expected = grads(F.linear, *[x.detach().double().requires_grad_() for x in inputs])
+    for ours, plain in zip(got, expected, strict=True):
+        assert ours.dtype is torch.bfloat16
+        assert torch.allclose(ours.double(), plain, rtol=2e-2, atol=1e-1)
+
+
+def test_a_linear_layer_is_torchs_with_this_product() -> None:
+    layer = Linear(4, 3)
+    x = torch.randn(2, 4)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_matmul_keeps_its_dtype(instructions: bool) -> None:
+    a, b = torch.randn(3, 4, dtype=torch.bfloat16), torch.randn(4, 5, dtype=torch.bfloat16)
+    out = matmul(a, b)
+    assert out.dtype is torch.bfloat16
+    assert torch.allclose(out.double(), a.double() @ b.double(), rtol=2e-2, atol=2e-2)
+
+
+def loop(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    ends = offsets.tolist()
+    parts = zip([0, *ends[:-1]], ends, strict=True)
+    return torch.cat([x[start:end] @ weight[expert].T for expert, (start, end) in enumerate(parts)])
+
+
+@pytest.mark.parametrize("widths", [(8, 12), (5, 3)], ids=["aligned", "odd"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ends", [[0, 7, 7, 20], [20, 20, 20, 20], [5, 10, 15, 20]])
+def test_grouped_linear_is_a_loop_over_experts(
+    instructions: bool, ends: list[int], dtype: torch.dtype, widths: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    inside, outside = widths
+    x, weight = random(20, inside, dtype=dtype), random(4, outside, inside, dtype=dtype)
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    got = grads(lambda x, w: grouped_linear(x, w, offsets), x, weight)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    expected = grads(lambda x, w: loop(x, w, offsets), *wide)
+    close = 5e-2 if dtype is torch.bfloat16 else 1e-5
+    for ours, plain in zip(got, expected, strict=True):
+        assert ours.dtype is dtype
+        assert torch.allclose(ours.double(), plain, rtol=close, atol=close)
+
+
+def test_swiglu() -> None:
+    gate, up = random(3, 4), random(3, 4)
+    assert torch.allclose(swiglu(gate, up), F.silu(gate) * up)
+    assert torch.autograd.gradcheck(swiglu, (gate, up))
+
+
+def test_rms_norm() -> None:
+    norm = RMSNorm(6, 1e-3, dtype=torch.float64)
+    torch.nn.init.normal_(norm.weight)
+    x = random(2, 3, 6)
+    assert torch.allclose(norm(x), F.rms_norm(x, (6,), norm.weight, 1e-3))
+    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight))
+
+
+def test_rms_norm_of_bf16_has_its_mean_in_float32() -> None:
+    norm = RMSNorm(4096, 1e-6, dtype=torch.bfloat16)
+    x = torch.full((1, 4096), 300.0, dtype=torch.bfloat16)
+    assert norm(x).dtype is torch.bfloat16
+    assert (norm(x) == 1).all()
+
+
+@pytest.mark.parametrize("value_width", [8, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_softmax_of_scores(instructions: bool, value_width: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = random(2, 4, 6, 8), random(2, 2, 6, 8), random(2, 2, 6, value_width)
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    got = attend(query, key, value, scale=0.3, causal=not masked, mask=causal if masked else None)
+    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3
+    expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
+    assert got.shape == (2, 4, 6, value_width)
+    assert torch.allclose(got, expected)
+    half = [tensor.detach().bfloat16() for tensor in (query, key, value)]
+    assert attend(*half, scale=0.3, causal=True).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 200])
+def test_cross_entropy_by_slices_is_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight = random(rows, 6), random(11, 6)
+    labels = torch.randint(0, 11, (rows,))
+    loss = linear_cross_entropy(hidden, weight, labels)
+    plain = F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    assert torch.allclose(loss, plain)
+    got = torch.autograd.grad(loss * 3, (hidden, weight))
+    for ours, expected in zip(got, torch.autograd.grad(plain * 3, (hidden, weight)), strict=True):
+        assert torch.allclose(ours, expected)
+
+
+def test_cross_entropy_in_bf16_is_summed_in_float32(instructions: bool) -> None:
+    torch.manual_seed(0)
+    hidden, weight = random(64, 32, dtype=torch.bfloat16), random(100, 32, dtype=torch.bfloat16)
+    labels = torch.randint(0, 100, (64,))
+    loss = linear_cross_entropy(hidden, weight, labels)
+    assert loss.dtype is torch.float32
+    plain = F.cross_entropy(hidden.double() @ weight.double().T, labels, reduction="sum")
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-2)
+    for ours in torch.autograd.grad(loss, (hidden, weight)):
+        assert ours.dtype is torch.bfloat16
+
+
+def test_no_gradient_is_made_where_none_is_wanted() -> None:
+    hidden, weight = random(4, 6), torch.randn(11, 6, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, torch.zeros(4, dtype=torch.int64)), (hidden,))
+    assert grad.shape == hidden.shape
