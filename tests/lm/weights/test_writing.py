@@ -74,7 +74,7 @@ def test_weights_that_were_fp8_are_written_as_fp8_without_loss(tmp_path: Path, n
 
 
 def test_shards_hold_no_more_than_they_may_and_the_index_names_all(tmp_path: Path, network: Network) -> None:
-    write_checkpoint(network("latent"), tmp_path / "m", precision="fp8", shard_bytes=20_000)
+    write_checkpoint(network("latent"), str(tmp_path / "m"), precision="fp8", shard_bytes=20_000)
     index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
     assert files == [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]

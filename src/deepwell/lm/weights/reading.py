@@ -42,7 +42,7 @@ _SHOWN = 4
 
 
 def read_checkpoint(
-    folder: Path,
+    folder: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
@@ -62,7 +62,7 @@ def read_checkpoint(
         ModelConfigError: ``config.json`` describes no network that is known here.
         ModelFormatError: The weights are quantised in a way that is not read here.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(Path(folder))
     config = _without_absent_mtp(checkpoint)
     filling = Filling(config, dtype=dtype, device=device)
     table = _match(checkpoint, filling, layout(config))

@@ -60,7 +60,7 @@ class PlannedTensor:
 
 def write_checkpoint(
     model: Transformer,
-    folder: Path,
+    folder: str | Path,
     *,
     precision: Precision = "bf16",
     tokenizer: Tokenizer | None = None,
@@ -84,7 +84,7 @@ def write_checkpoint(
     """
     held = _held(model)
     shards = _into_shards(plan(model, precision), shard_bytes)
-    with replaced_folder(folder) as place:
+    with replaced_folder(Path(folder)) as place:
         names = (
             [SINGLE]
             if len(shards) == 1
