@@ -1,6 +1,6 @@
 """Forward and backward speed and memory of the network beside transformers, same config, same batch, same dtype.
 
-Two pairs: a mixture of experts of about 100M parameters and 32 experts beside transformers' DeepseekV3, and SmolLM2-135M
+Two pairs: a mixture of about 100M parameters and 32 experts beside transformers' DeepseekV3, and SmolLM2-135M
 beside transformers' Llama. Each step is loss, backward pass and clearing the gradients; both sides get the same shapes,
 the same number of tokens and threads, and run in a process of their own, one after the other, so that peak memory is
 each side's own. Then time and memory of ours against the length of a sequence.
@@ -60,7 +60,7 @@ def build(which: str, side: str, dtype: str):  # type: ignore[no-untyped-def]
 
 
 def measure(which: str, side: str, dtype: str, batch: int, length: int, steps: int, threads: int) -> dict[str, float]:
-    """Tokens a second of the fastest step, forward and backward apart, and the peak of resident memory above the model's."""
+    """Tokens a second of the fastest step, seconds forward and in all, peak resident memory above the model's."""
     warnings.simplefilter("ignore")
     import torch
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everyone knows it by
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
