@@ -149,7 +149,8 @@ def _backward(
             hidden = model.norm(x)[0]
         # The derivative of a drawn label's cross-entropy by the logits: what is predicted, less the label.
         wrong = model.head(hidden.detach()).float().softmax(-1)
-        labels = torch.multinomial(wrong, 1, generator=generator)
+        drawn = torch.rand(len(wrong), 1, generator=generator, device=wrong.device)
+        labels = torch.searchsorted(wrong.cumsum(-1), drawn).clamp_(max=wrong.shape[-1] - 1)
         wrong.scatter_add_(1, labels, wrong.new_full(labels.shape, -1.0))
         hidden.backward(wrong.to(hidden.dtype) @ model.head_weight)
     finally:

@@ -39,7 +39,7 @@ __all__ = ["CalibratedNetwork", "calibrate", "compress"]
 
 WINDOW = 512
 """Tokens that a calibration window has; attention is looked at in full, so time grows with its square."""
-WINDOWS = 16
+WINDOWS = 12
 """Windows that are looked at; a longer text is sampled evenly."""
 
 
@@ -71,7 +71,7 @@ class CalibratedNetwork:
 
 
 def calibrate(model: Transformer, calibration: Tensor, *, on_progress: Progress | None = None) -> CalibratedNetwork:
-    """Look at ``calibration`` [N], the tokens of a text; 16 windows of 512 tokens are taken from it.
+    """Look at ``calibration`` [N], the tokens of a text; 12 windows of 512 tokens are taken from it.
 
     Raises:
         UsageError: The network's attention is not grouped, or the text has fewer tokens than one window.
@@ -97,7 +97,7 @@ def compress(
         kv_rank: Rank of the latent. With ``rope_dims`` it is what a token caches in a layer.
         rope_dims: Dimensions of the shared rotary key. As many as a head has: one pair of every frequency, so that the
             new network turns as any other. Otherwise the pairs that need it most, and ``rope_frequencies`` says which.
-        calibration: [N] tokens of a text like those that the network will see; 8,000 are looked at.
+        calibration: [N] tokens of a text like those that the network will see; 6,000 are looked at.
         on_progress: Called with the steps done and the steps there are.
 
     Returns:
