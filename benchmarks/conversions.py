@@ -97,16 +97,17 @@ def smaller_caches(model: Transformer, texts: Texts, ratios: dict[int, tuple[int
     start = time.perf_counter()
     calibrated = observed(model, texts.calibration, keep)
     print(f"\nstatistics of the calibration text in {time.perf_counter() - start:.0f} s")
-    print(f"{'cache':>6}{'values':>8}{'rank':>6}{'rope':>6}{'ppl':>9}{'KL':>9}{'same top':>10}{'seconds':>9}")
+    print(f"{'cache':>12}{'values':>8}{'rank':>6}{'rope':>6}{'ppl':>9}{'KL':>9}{'same top':>10}{'seconds':>9}")
     if 100 in ratios:
         line("exact", 384, None, compare(model, to_mla(model), texts.evaluation, window=WINDOW), 0.0)
     for share, (rank, dims) in ratios.items():
-        start = time.perf_counter()
-        smaller = calibrated.compress(kv_rank=rank, rope_dims=dims)
-        seconds = time.perf_counter() - start
-        found = compare(model, smaller, texts.evaluation, window=WINDOW)
-        share = share or round(100 * (rank + dims) / 384)
-        line(f"{share}%", rank + dims, (rank, dims), found, seconds)
+        for fitted in (False, True):
+            start = time.perf_counter()
+            smaller = calibrated.compress(kv_rank=rank, rope_dims=dims, refit=fitted)
+            seconds = time.perf_counter() - start
+            found = compare(model, smaller, texts.evaluation, window=WINDOW)
+            name = f"{share or round(100 * (rank + dims) / 384)}%{' refit' if fitted else ''}"
+            line(name, rank + dims, (rank, dims), found, seconds)
     print(f"original: perplexity {found.before.perplexity:.2f}; no weight was trained")
 
 
@@ -114,11 +115,11 @@ def observed(model: Transformer, calibration: Tensor, keep: Path | None) -> Cali
     """The statistics, from the folder if they are there."""
     file = None if keep is None else keep / "statistics.pt"
     if file is not None and file.is_file():
-        return CalibratedNetwork(model, torch.load(file, weights_only=False))
+        return CalibratedNetwork(model, *torch.load(file, weights_only=False))
     calibrated = calibrate(model, calibration)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(calibrated.statistics, file)
+        torch.save((calibrated.statistics, calibrated.windows), file)
     return calibrated
 
 
@@ -126,7 +127,7 @@ def line(name: str, values: int, ranks: tuple[int, int] | None, found: Compariso
     """One row."""
     rank, dims = ranks or ("", "")
     print(
-        f"{name:>6}{values:>8}{rank:>6}{dims:>6}{found.after.perplexity:>9.2f}{found.kl:>9.4f}{found.same_top:>10.1%}"
+        f"{name:>12}{values:>8}{rank:>6}{dims:>6}{found.after.perplexity:>9.2f}{found.kl:>9.4f}{found.same_top:>10.1%}"
         f"{seconds:>9.0f}",
         flush=True,
     )

@@ -74,9 +74,10 @@ def convert(source: str, target: Path, precision: str, exact: bool, as_json: boo
 @_places
 @click.option("--kv-rank", type=int, required=True, help="Width of the latent.")
 @click.option("--rope-dims", type=int, required=True, help="Width of the rotary key that all heads share.")
+@click.option("--refit/--no-refit", default=True, show_default=True, help="Fit output matrices again by least squares.")
 @_texts
 def compress(
-    source: str, target: Path, precision: str, kv_rank: int, rope_dims: int, as_json: bool, **texts: Any
+    source: str, target: Path, precision: str, kv_rank: int, rope_dims: int, refit: bool, as_json: bool, **texts: Any
 ) -> None:
     """Make the cache of a Llama, Mistral, Qwen2 or SmolLM smaller: MLA with a latent of low rank.
 
@@ -88,7 +89,7 @@ def compress(
     calibration, evaluation = _read_texts(tokenizer, **texts)
     with _bar("looking at the text") as progress:
         smaller = compress_network(
-            model, kv_rank=kv_rank, rope_dims=rope_dims, calibration=calibration, on_progress=progress
+            model, kv_rank=kv_rank, rope_dims=rope_dims, calibration=calibration, refit=refit, on_progress=progress
         )
     facts = _facts(model, smaller) | _measured(model, smaller, evaluation, texts["window"])
     _save(smaller, target, "deepseek", precision, tokenizer)

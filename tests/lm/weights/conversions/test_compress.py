@@ -58,7 +58,7 @@ def test_one_pair_of_each_frequency_needs_no_frequencies_of_its_own(calibrated: 
 def test_less_cache_costs_more_and_the_more_is_kept_the_less(calibrated: CalibratedNetwork, text: Tensor) -> None:
     losses = []
     for rank, dims in ((16, 14), (16, 8), (6, 8), (2, 2)):
-        smaller = calibrated.compress(kv_rank=rank, rope_dims=dims)
+        smaller = calibrated.compress(kv_rank=rank, rope_dims=dims, refit=False)
         losses.append(compare(calibrated.model, smaller, text, window=50).kl)
     assert losses == sorted(losses)
     assert losses[0] < 0.2 * losses[-1]
@@ -74,8 +74,8 @@ def test_what_the_text_shows_is_worth_something(
             "queries", "scored", "outputs", "attended", "looked_at"
         )}  # fmt: skip
         flat.append(type(seen)(**eye, energy=seen.energy, turned=seen.energy.to(torch.complex64)))
-    informed = calibrated.compress(kv_rank=8, rope_dims=8)
-    uninformed = CalibratedNetwork(network, flat).compress(kv_rank=8, rope_dims=8)
+    informed = calibrated.compress(kv_rank=8, rope_dims=8, refit=False)
+    uninformed = CalibratedNetwork(network, flat, calibrated.windows).compress(kv_rank=8, rope_dims=8, refit=False)
     assert compare(network, informed, text, window=50).kl < 0.8 * compare(network, uninformed, text, window=50).kl
 
 
@@ -114,7 +114,7 @@ def test_too_little_text_and_mla_are_refused(network: Transformer, text: Tensor)
 
 def test_output_matrices_fitted_again_win_some_back(calibrated: CalibratedNetwork, text: Tensor) -> None:
     model = calibrated.model
-    smaller = calibrated.compress(kv_rank=6, rope_dims=6)
+    smaller = calibrated.compress(kv_rank=6, rope_dims=6, refit=False)
     steps: list[tuple[int, int]] = []
     fitted = refit(model, smaller, windows_of(text, 50), on_progress=lambda *step: steps.append(step))
     assert compare(model, fitted, text, window=50).kl < 0.8 * compare(model, smaller, text, window=50).kl

@@ -6,7 +6,8 @@ A grouped network of G key/value heads caches G keys and G values a token and la
 1. a calibration text is read once, forward and backward, for what matters where (``calibration``);
 2. key heads are mixed, frequency by frequency, and the pairs that need to turn become the shared key (``rotary``);
 3. all else, the keys that no longer turn and the values, becomes one latent of low rank (``lowrank``), in which keys
-   and values have their weights by what the loss loses.
+   and values have their weights by what the loss loses;
+4. output matrices are fitted again by least squares, layer by layer, behind what was changed (``refit``).
 
 Facts from TransMLA (arXiv 2502.07864) and MHA2MLA (arXiv 2502.14837); the weighing by Fisher information, the mean turn
 in place of lost rope, and factors per query head are our own additions. No weight is trained.
@@ -33,6 +34,7 @@ from deepwell.lm.weights.conversions.calibration import (
 )
 from deepwell.lm.weights.conversions.lowrank import Targets, factorise
 from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
+from deepwell.lm.weights.conversions.refit import refit as refit_outputs
 from deepwell.lm.weights.conversions.rotary import SharedKey, choose_pairs, mix_pairs, share_key
 
 __all__ = ["CalibratedNetwork", "calibrate", "compress"]
@@ -41,6 +43,8 @@ WINDOW = 512
 """Tokens that a calibration window has; attention is looked at in full, so time grows with its square."""
 WINDOWS = 12
 """Windows that are looked at; a longer text is sampled evenly."""
+REFIT_WINDOWS = 16
+"""Windows that output matrices are fitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,19 @@ class CalibratedNetwork:
 
     model: Transformer
     statistics: list[AttentionStatistics]
+    windows: Tensor
+    """[count, length] tokens for fitting output matrices again"""
 
     def compress(
-        self, *, kv_rank: int, rope_dims: int, rounds: int = 2, on_progress: Progress | None = None
+        self,
+        *,
+        kv_rank: int,
+        rope_dims: int,
+        refit: bool = True,
+        rounds: int = 2,
+        on_progress: Progress | None = None,
     ) -> Transformer:
-        """As the function ``compress``, without reading the text again."""
+        """As the function ``compress``, without looking at the whole text again."""
         model, config = self.model, self.model.config
         _check(config, kv_rank, rope_dims)
         matrices = [projections(cast(Block, block).self_attn, config) for block in model.layers]
@@ -67,7 +79,8 @@ class CalibratedNetwork:
                 changes[f"layers.{layer}.self_attn.{name}"] = tensor
             if on_progress is not None:
                 on_progress(layer + 1, len(matrices))
-        return rebuilt(model, new, changes)
+        smaller = rebuilt(model, new, changes)
+        return refit_outputs(model, smaller, self.windows, on_progress=on_progress) if refit else smaller
 
 
 def calibrate(model: Transformer, calibration: Tensor, *, on_progress: Progress | None = None) -> CalibratedNetwork:
@@ -84,11 +97,18 @@ def calibrate(model: Transformer, calibration: Tensor, *, on_progress: Progress 
         raise UsageError("modules of multi-token prediction are not compressed", hint="save the network without them")
     length = min(WINDOW, model.config.max_position_embeddings)
     windows = windows_of(calibration, length, most=WINDOWS)
-    return CalibratedNetwork(model, observe(model, windows, on_progress=on_progress))
+    statistics = observe(model, windows, on_progress=on_progress)
+    return CalibratedNetwork(model, statistics, windows_of(calibration, length, most=REFIT_WINDOWS))
 
 
 def compress(
-    model: Transformer, *, kv_rank: int, rope_dims: int, calibration: Tensor, on_progress: Progress | None = None
+    model: Transformer,
+    *,
+    kv_rank: int,
+    rope_dims: int,
+    calibration: Tensor,
+    refit: bool = True,
+    on_progress: Progress | None = None,
 ) -> Transformer:
     """MLA with one shared rotary key and a latent of low rank.
 
@@ -98,6 +118,7 @@ def compress(
         rope_dims: Dimensions of the shared rotary key. As many as a head has: one pair of every frequency, so that the
             new network turns as any other. Otherwise the pairs that need it most, and ``rope_frequencies`` says which.
         calibration: [N] tokens of a text like those that the network will see; 6,000 are looked at.
+        refit: Fit ``o_proj`` and ``down_proj`` again behind each compressed layer, by least squares.
         on_progress: Called with the steps done and the steps there are.
 
     Returns:
@@ -109,7 +130,7 @@ def compress(
     """
     _check(model.config, kv_rank, rope_dims)
     calibrated = calibrate(model, calibration, on_progress=on_progress)
-    return calibrated.compress(kv_rank=kv_rank, rope_dims=rope_dims)
+    return calibrated.compress(kv_rank=kv_rank, rope_dims=rope_dims, refit=refit, on_progress=on_progress)
 
 
 def _check(config: ModelConfig, kv_rank: int, rope_dims: int) -> None:
