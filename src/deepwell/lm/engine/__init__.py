@@ -1,0 +1,1 @@
+"""Tokens out: paged latent cache, scheduler, sampler, speculation, constrained output."""
