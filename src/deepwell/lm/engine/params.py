@@ -110,6 +110,8 @@ class SamplingParams:
         return self.json_schema is not None or self.regex is not None or self.choice is not None
 
     def _check_form(self) -> None:
+        if self.constrained and self.ignore_eos:
+            raise UsageError("ignore_eos lets an answer go on behind the form that it must have", hint="Leave one out.")
         forms = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
         if len(forms) > 1:
             raise UsageError(f"{' and '.join(forms)} exclude each other", hint="Give one of them.")

@@ -47,6 +47,11 @@ class Sampled:
 class Constraint(Protocol):
     """What keeps an answer to a form: a grammar, a budget for thoughts."""
 
+    @property
+    def done(self) -> bool:
+        """Whether the answer is whole, and nothing may follow but its end."""
+        ...
+
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [V] with -inf where no token may come now; the given tensor itself when all may."""
         ...
@@ -97,6 +102,11 @@ class SamplerState:
     def adjusts(self) -> bool:
         """Whether ``adjust`` can change anything."""
         return self._constraint is not None or self._counts is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has the form that was asked for, and nothing may follow: no token need be computed."""
+        return self._constraint is not None and self._constraint.done
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Penalties, then what may not come: logits [V] float32 to new ones; the given tensor is left as it is."""
