@@ -43,6 +43,9 @@ WINDOW = 512
 """Tokens that a calibration window has; attention is looked at in full, so time grows with its square."""
 WINDOWS = 12
 """Windows that are looked at; a longer text is sampled evenly."""
+KEYS = 3.0
+"""How much more an error of keys counts than the Fisher information says, which sees small errors only. On SmolLM2 at a
+quarter of the cache 3 was better than 1/3, 1 and 10 (perplexity 74 to 109, 79 and 85 before fitting again)."""
 REFIT_WINDOWS = 16
 """Windows that output matrices are fitted to."""
 
@@ -62,7 +65,7 @@ class CalibratedNetwork:
         kv_rank: int,
         rope_dims: int,
         refit: bool = True,
-        rounds: int = 2,
+        rounds: int = 4,
         on_progress: Progress | None = None,
     ) -> Transformer:
         """As the function ``compress``, without looking at the whole text again."""
@@ -164,7 +167,7 @@ def _attention(
     heads, still = old.num_attention_heads, new.qk_nope_head_dim
     each = heads // old.rope_key_heads
     value = matrix.value.repeat_interleave(each, dim=0)  # [H, V, X]
-    matter = seen.queries[:, shared.kept][:, :, shared.kept]
+    matter = KEYS * seen.queries[:, shared.kept][:, :, shared.kept]
     targets = Targets(*(_stacked(one, other) for one, other in (
         (shared.still_key, value), (matter, seen.outputs), (seen.scored, seen.attended)
     )))  # fmt: skip
