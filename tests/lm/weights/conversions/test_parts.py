@@ -10,7 +10,7 @@ from deepwell.lm.weights.conversions.calibration import observe, projections
 from deepwell.lm.weights.conversions.lowrank import Targets, factorise
 from deepwell.lm.weights.conversions.neurons import balanced_clusters, group_neurons, unexplained
 from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
-from deepwell.lm.weights.conversions.refit import LeastSquares
+from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place
 from deepwell.lm.weights.conversions.rotary import choose_pairs, mix_pairs, share_key
 
 
@@ -162,3 +162,14 @@ def test_windows_are_spread_over_the_text() -> None:
 def test_a_network_is_rebuilt_as_a_copy(network: Transformer) -> None:
     copy = rebuilt(network, network.config, {"norm.weight": torch.zeros(32)})
     assert not copy.norm.weight.any() and network.norm.weight.any()
+
+
+def test_attention_is_added_in_place_and_its_heads_are_kept(network: Transformer, text: Tensor) -> None:
+    tokens = text[:60].view(2, 30)
+    stream = network.embed_tokens(tokens).detach()
+    block, before = network.layers[0], stream.clone()
+    with torch.no_grad():
+        heads = attend_in_place(network, block, stream, keep=True)
+    added = (heads @ block.self_attn.o_proj.weight.T).view_as(stream)
+    torch.testing.assert_close(stream, before + added, rtol=0, atol=1e-5)
+    assert not block.self_attn.o_proj._forward_hooks
