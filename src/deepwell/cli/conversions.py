@@ -74,7 +74,7 @@ def convert(source: str, target: Path, precision: str, exact: bool, as_json: boo
 @_places
 @click.option("--kv-rank", type=int, required=True, help="Width of the latent.")
 @click.option("--rope-dims", type=int, required=True, help="Width of the rotary key that all heads share.")
-@click.option("--refit/--no-refit", default=True, show_default=True, help="Fit output matrices again by least squares.")
+@click.option("--refit/--no-refit", default=False, show_default=True, help="Fit output matrices again: long texts.")
 @_texts
 def compress(
     source: str, target: Path, precision: str, kv_rank: int, rope_dims: int, refit: bool, as_json: bool, **texts: Any

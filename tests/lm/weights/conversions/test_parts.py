@@ -10,7 +10,7 @@ from deepwell.lm.weights.conversions.calibration import observe, projections
 from deepwell.lm.weights.conversions.lowrank import Targets, factorise
 from deepwell.lm.weights.conversions.neurons import balanced_clusters, group_neurons, unexplained
 from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
-from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place
+from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place, fitted
 from deepwell.lm.weights.conversions.rotary import choose_pairs, mix_pairs, share_key
 
 
@@ -173,3 +173,14 @@ def test_attention_is_added_in_place_and_its_heads_are_kept(network: Transformer
     added = (heads @ block.self_attn.o_proj.weight.T).view_as(stream)
     torch.testing.assert_close(stream, before + added, rtol=0, atol=1e-5)
     assert not block.self_attn.o_proj._forward_hooks
+
+
+def test_a_matrix_is_fitted_where_that_helps_and_kept_where_it_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 6, generator=generator)
+    truth, start = torch.randn(3, 6, generator=generator), torch.randn(3, 6, generator=generator)
+    torch.testing.assert_close(fitted(start, inputs, inputs @ truth.T), truth, rtol=0, atol=0.05)
+    few = torch.randn(40, 60, generator=generator)
+    start = torch.randn(3, 60, generator=generator)
+    noisy = few @ start.T + 5 * torch.randn(40, 3, generator=generator)
+    assert torch.equal(fitted(start, few, noisy), start)

@@ -7,7 +7,7 @@ A grouped network of G key/value heads caches G keys and G values a token and la
 2. key heads are mixed, frequency by frequency, and the pairs that need to turn become the shared key (``rotary``);
 3. all else, the keys that no longer turn and the values, becomes one latent of low rank (``lowrank``), in which keys
    and values have their weights by what the loss loses;
-4. output matrices are fitted again by least squares, layer by layer, behind what was changed (``refit``).
+4. on request, output matrices are fitted again by least squares, behind what was changed (``refit``).
 
 Facts from TransMLA (arXiv 2502.07864) and MHA2MLA (arXiv 2502.14837); the weighing by Fisher information, the mean turn
 in place of lost rope, and factors per query head are our own additions. No weight is trained.
@@ -64,7 +64,7 @@ class CalibratedNetwork:
         *,
         kv_rank: int,
         rope_dims: int,
-        refit: bool = True,
+        refit: bool = False,
         rounds: int = 4,
         on_progress: Progress | None = None,
     ) -> Transformer:
@@ -110,7 +110,7 @@ def compress(
     kv_rank: int,
     rope_dims: int,
     calibration: Tensor,
-    refit: bool = True,
+    refit: bool = False,
     on_progress: Progress | None = None,
 ) -> Transformer:
     """MLA with one shared rotary key and a latent of low rank.
@@ -121,7 +121,8 @@ def compress(
         rope_dims: Dimensions of the shared rotary key. As many as a head has: one pair of every frequency, so that the
             new network turns as any other. Otherwise the pairs that need it most, and ``rope_frequencies`` says which.
         calibration: [N] tokens of a text like those that the network will see; 6,000 are looked at.
-        refit: Fit ``o_proj`` and ``down_proj`` again behind each compressed layer, by least squares.
+        refit: Fit ``o_proj`` and ``down_proj`` again behind each compressed layer, by least squares. On short texts it
+            fits the text more than the network, so it is off.
         on_progress: Called with the steps done and the steps there are.
 
     Returns:

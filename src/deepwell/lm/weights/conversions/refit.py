@@ -18,7 +18,7 @@ from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.rebuild import rebuilt
 
-__all__ = ["LeastSquares", "attend_in_place", "refit"]
+__all__ = ["LeastSquares", "attend_in_place", "fitted", "refit"]
 
 
 class LeastSquares:
@@ -49,13 +49,38 @@ class LeastSquares:
         return self._start + change.T.float()
 
 
+RIDGES = (1e-2, 1e-1, 1.0)
+"""Those that are tried."""
+
+
+def fitted(start: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
+    """The best matrix for ``inputs`` [N, in] -> ``wanted`` [N, out], as far as it can be trusted: [out, in] float32.
+
+    The last quarter of the rows is kept back; the ridge that is best there is taken, or ``start`` [out, in] itself
+    where none is better, since a short text can be learnt by heart.
+    """
+    border = len(inputs) - len(inputs) // 4
+    fit = LeastSquares(start)
+    fit.add(inputs[:border], wanted[:border])
+    kept_inputs, kept_wanted = inputs[border:].float(), wanted[border:].float()
+
+    def error(matrix: Tensor) -> float:
+        return float((kept_wanted - kept_inputs @ matrix.T).square().sum())
+
+    errors = {ridge: error(fit.solve(ridge)) for ridge in RIDGES}
+    best = min(errors, key=errors.__getitem__)
+    if errors[best] >= error(start.float()):
+        return start.float()
+    fit.add(kept_inputs, kept_wanted)
+    return fit.solve(best)
+
+
 @torch.no_grad()
 def refit(
     original: Transformer,
     changed: Transformer,
     windows: Tensor,
     *,
-    ridge: float = 1e-2,
     on_progress: Progress | None = None,
 ) -> Transformer:
     """Fit ``o_proj`` and, where layers are dense, ``down_proj`` again, layer by layer.
@@ -67,7 +92,6 @@ def refit(
         original: What the network was.
         changed: What it has become, with the same layers and widths of stream. It keeps its weights.
         windows: [count, length] tokens of a calibration text.
-        ridge: As for ``LeastSquares.solve``.
         on_progress: Called with the layers done and the layers there are.
     """
     model = rebuilt(changed, changed.config, {})
@@ -77,12 +101,12 @@ def refit(
         before, after = cast(Block, one), cast(Block, other)
         attend_in_place(original, before, wanted)
         given = attend_in_place(model, after, stream.clone(), keep=True)
-        _fit(after.self_attn.o_proj, given, wanted, stream, ridge)
+        _fit(after.self_attn.o_proj, given, wanted, stream)
         wanted += before.mlp(before.post_attention_layernorm(wanted))
         normed = after.post_attention_layernorm(stream)
         if isinstance(after.mlp, MLP):
             given = swiglu(after.mlp.gate_proj(normed), after.mlp.up_proj(normed)).flatten(0, 1)
-            _fit(after.mlp.down_proj, given, wanted, stream, ridge)
+            _fit(after.mlp.down_proj, given, wanted, stream)
         else:
             stream += after.mlp(normed)[0]
         if on_progress is not None:
@@ -90,12 +114,10 @@ def refit(
     return model
 
 
-def _fit(linear: Linear, given: Tensor, wanted: Tensor, stream: Tensor, ridge: float) -> None:
+def _fit(linear: Linear, given: Tensor, wanted: Tensor, stream: Tensor) -> None:
     """Fit ``linear`` so that ``stream`` with its output is near ``wanted``, and add its output to ``stream``."""
-    fit = LeastSquares(linear.weight)
     gap = (wanted - stream).flatten(0, 1).float()
-    fit.add(given, gap if linear.bias is None else gap - linear.bias.float())
-    linear.weight.copy_(fit.solve(ridge))
+    linear.weight.copy_(fitted(linear.weight, given, gap if linear.bias is None else gap - linear.bias.float()))
     stream += linear(given).view_as(stream)
 
 

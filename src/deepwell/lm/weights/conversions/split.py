@@ -25,7 +25,7 @@ from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.neurons import group_neurons, unexplained
 from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
-from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place
+from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place, fitted
 
 __all__ = ["split"]
 
@@ -87,9 +87,7 @@ def split(
         if not exact:
             activations = activations * parts.running(normed, top_k - shared)
             if refit:
-                fit = LeastSquares(down)
-                fit.add(activations, (dense - changed).flatten(0, 1))
-                down = fit.solve()
+                down = fitted(down, activations, (dense - changed).flatten(0, 1))
             changed += (activations.float() @ down.T).view_as(changed).to(changed.dtype)
         del normed, activations
         changes |= {f"layers.{layer}.mlp.{name}": tensor for name, tensor in parts.tensors(mlp, down).items()}
