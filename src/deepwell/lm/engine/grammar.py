@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from deepwell.errors import DeepwellError, MissingExtraError, UsageError
+from deepwell.errors import DeepwellError, MissingExtraError, ModelFormatError, UsageError
+from deepwell.lm.engine.spelling import spelled
 
 if TYPE_CHECKING:
     import llguidance
@@ -63,7 +66,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())
+            reason = " ".join(self._matcher.get_error().split("<backtrace>")[0].split())[:300]
             raise DeepwellError(f"the answer's grammar cannot be followed: {reason}", hint="Simplify the schema.")
 
 
@@ -106,7 +109,7 @@ class Grammars:
             limits = llguidance.LLParserLimits(verbose_errors=False)
             matcher = llguidance.LLMatcher(self._tokens(), source, log_level=0, limits=limits)
             if matcher.is_error():
-                reason = matcher.get_error().strip()
+                reason = matcher.get_error().split("<backtrace>")[0].strip()
                 raise UsageError(f"the {what} cannot be kept: {reason}", hint="Change it, or ask for it in words.")
             if not any(matcher.compute_logit_bias()):
                 raise UsageError(f"no text can satisfy the {what}", hint="Change it.")
@@ -144,8 +147,24 @@ class _Vocabulary:
         ]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        spelled = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(spelled, bos=False)
+        # Where only one text can follow, its own tokens are the ones that may come. They follow other text, so a space
+        # that the encoder puts before a text would be wrong, and so would what it makes of letters to normalise them.
+        wanted = text if isinstance(text, bytes) else text.encode()
+        with suppress(ModelFormatError, UnicodeDecodeError):
+            return spelled(self._tokenizer, wanted.decode(), specials=False)
+        return list(self._longest(wanted))
+
+    def _longest(self, wanted: bytes) -> Iterator[int]:
+        """Tokens for some bytes, each as long as it can be, as far as the vocabulary reaches."""
+        ids = {piece: token for token, piece in enumerate(self.tokens) if piece}
+        longest = max(map(len, ids), default=0)
+        while wanted:
+            ends = range(min(longest, len(wanted)), 0, -1)
+            end = next((end for end in ends if wanted[:end] in ids), None)
+            if end is None:
+                return
+            yield ids[wanted[:end]]
+            wanted = wanted[end:]
 
 
 def _literally(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from deepwell.errors import ModelFormatError
+from deepwell.lm.engine.spelling import spelled
 from deepwell.lm.engine.stopping import begins_at
 
 if TYPE_CHECKING:
@@ -210,29 +210,6 @@ def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends with an opening tag, as chat templates write it for a model that is to think."""
     end = b"".join(tokenizer.token_bytes(token) for token in prompt[-24:] if 0 <= token < tokenizer.vocab_size)
     return end.rstrip().endswith(OPEN.encode())
-
-
-def spelled(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens that add exactly ``text`` in the middle of a reply; tags that are tokens are those tokens.
-
-    Raises:
-        ModelFormatError: The vocabulary has no tokens for it.
-    """
-    if not text:
-        return []
-    wanted = text.encode()
-    ids = tokenizer.encode(text, bos=False, specials=True)
-    if b"".join(tokenizer.token_bytes(token) for token in ids) == wanted:
-        return ids
-    # A SentencePiece vocabulary puts a space before a text. What comes behind another letter has none.
-    ids, made = tokenizer.encode(f"\n{text}", bos=False, specials=True), b""
-    for count, token in enumerate(reversed(ids), 1):
-        made = tokenizer.token_bytes(token) + made
-        if made == wanted:
-            return ids[-count:]
-    raise ModelFormatError(
-        f"the tokenizer cannot spell {text!r}, which ends a thought", hint="Leave thinking and its budget out."
-    )
 
 
 @lru_cache(maxsize=8)
