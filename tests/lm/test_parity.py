@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from deepwell.lm.model.config import ModelConfig
@@ -28,8 +28,8 @@ CLOSE = 2e-5
 PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
 PARITY = settings(
     deadline=None,
-    derandomize=True,
     database=None,
+    phases=[Phase.explicit, Phase.generate],  # shrinking reads and writes files for minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -112,10 +112,10 @@ def v2(draw: Any) -> dict[str, Any]:
     }
 
 
-def stock(family: str, content: dict[str, Any], seed: int) -> Any:
+def stock(family: str, content: dict[str, Any], numbers: int) -> Any:
     """transformers' network with every tensor random, the balancing bias negative as often as positive."""
     config = getattr(transformers, f"{family}Config")(**content, **PLAIN)
-    torch.manual_seed(seed)
+    torch.manual_seed(numbers)
     model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -126,8 +126,8 @@ def stock(family: str, content: dict[str, Any], seed: int) -> Any:
     return model
 
 
-def there_and_back(family: str, content: dict[str, Any], seed: int) -> None:
-    theirs = stock(family, content, seed)
+def there_and_back(family: str, content: dict[str, Any], numbers: int) -> None:
+    theirs = stock(family, content, numbers)
     tokens = torch.randint(0, content["vocab_size"], (2, 23))
     with tempfile.TemporaryDirectory() as place, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers warns of its own config's fields
@@ -160,19 +160,21 @@ def with_mtp(model: Transformer, depth: int) -> Transformer:
 
 @pytest.mark.parametrize("part", range(4))
 def test_deepseek_v3_agrees_with_transformers(part: int) -> None:
+    @seed(part)
     @settings(PARITY, max_examples=35)
-    @given(content=v3(), seed=st.integers(part * 1000, part * 1000 + 999))
-    def check(content: dict[str, Any], seed: int) -> None:
-        there_and_back("DeepseekV3", content, seed)
+    @given(content=v3(), numbers=st.integers(0, 999))
+    def check(content: dict[str, Any], numbers: int) -> None:
+        there_and_back("DeepseekV3", content, numbers)
 
     check()
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_deepseek_v2_agrees_with_transformers(part: int) -> None:
+    @seed(part)
     @settings(PARITY, max_examples=30)
-    @given(content=v2(), seed=st.integers(part * 1000, part * 1000 + 999))
-    def check(content: dict[str, Any], seed: int) -> None:
-        there_and_back("DeepseekV2", content, seed)
+    @given(content=v2(), numbers=st.integers(0, 999))
+    def check(content: dict[str, Any], numbers: int) -> None:
+        there_and_back("DeepseekV2", content, numbers)
 
     check()

@@ -73,6 +73,24 @@ def test_a_linear_layer_is_torchs_with_this_product() -> None:
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+def test_a_few_rows_are_multiplied_as_they_are_stored(instructions: bool) -> None:
+    x, weight = torch.randn(3, 32).bfloat16(), torch.randn(16, 32).bfloat16()
+    with torch.no_grad():
+        few, many = linear(x, weight), linear(x.repeat(9, 1), weight)
+    assert few.dtype is torch.bfloat16
+    assert torch.allclose(few.double(), many[:3].double(), rtol=2e-2, atol=2e-2)
+
+
+def test_what_is_widened_in_turn_does_not_mix(instructions: bool) -> None:
+    """Matrices are widened into one buffer: a smaller one after a larger one, and the larger one again."""
+    large, small = random(16, 32, dtype=torch.bfloat16), random(4, 16, dtype=torch.bfloat16)
+    x = random(20, 32, dtype=torch.bfloat16)
+    got = grads(lambda x, a, b: linear(linear(x, a), b), x, large, small)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (x, large, small)]
+    for ours, plain in zip(got, grads(lambda x, a, b: x @ a.T @ b.T, *wide), strict=True):
+        assert torch.allclose(ours.double(), plain, rtol=5e-2, atol=1.0)
+
+
 def test_matmul_keeps_its_dtype(instructions: bool) -> None:
     a, b = torch.randn(3, 4, dtype=torch.bfloat16), torch.randn(4, 5, dtype=torch.bfloat16)
     out = matmul(a, b)
@@ -137,8 +155,13 @@ def test_attention_is_softmax_of_scores(instructions: bool, value_width: int, ma
     expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
     assert got.shape == (2, 4, 6, value_width)
     assert torch.allclose(got, expected)
-    half = [tensor.detach().bfloat16() for tensor in (query, key, value)]
-    assert attend(*half, scale=0.3, causal=True).dtype is torch.bfloat16
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in (query, key, value)]
+    mask = causal if masked else None
+    narrow = grads(lambda q, k, v: attend(q, k, v, scale=0.3, causal=not masked, mask=mask), *half)
+    wide = grads(lambda q, k, v: attend(q, k, v, scale=0.3, causal=not masked, mask=mask), query, key, value)
+    for ours, plain in zip(narrow, wide, strict=True):
+        assert ours.dtype is torch.bfloat16
+        assert torch.allclose(ours.double(), plain, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 200])

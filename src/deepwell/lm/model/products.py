@@ -13,6 +13,7 @@ in one cheap pass (a widened copy, a gate's activation, a normalised row) is not
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -42,6 +43,26 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor
 
 
+_scratch = threading.local()
+_SCRATCH_VALUES = 2**25
+"""Matrices up to this size (128 MB in float32) are widened into a buffer that is kept; larger ones into new memory."""
+_FEW_ROWS = 8
+"""Up to so many rows torch's bf16 product, which reads the matrix as it is, beats widening the matrix first."""
+
+
+def _widened_matrix(matrix: Tensor) -> Tensor:
+    """As ``widened``, but what it gives is good only until the next call on this thread.
+
+    A network widens its matrices one after the other; new memory for each would cost more than the copy itself.
+    """
+    if widened(matrix[:0]).dtype is matrix.dtype or matrix.numel() > _SCRATCH_VALUES:
+        return widened(matrix)
+    buffer: Tensor | None = getattr(_scratch, "buffer", None)
+    if buffer is None or buffer.numel() < matrix.numel():
+        buffer = _scratch.buffer = torch.empty(matrix.numel(), dtype=torch.float32)
+    return buffer[: matrix.numel()].view(matrix.shape).copy_(matrix)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precisions become float32; float64 stays."""
     return tensor.float() if tensor.dtype in _HALF else tensor
@@ -59,7 +80,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return F.linear(widened(x), widened(weight), None if bias is None else widened(bias)).to(x.dtype)
+        return F.linear(widened(x), _widened_matrix(weight), None if bias is None else widened(bias)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -68,7 +89,7 @@ class _Linear(torch.autograd.Function):
         wide = widened(rows)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = (wide @ widened(weight)).to(x.dtype).view(x.shape)
+            grad_x = (wide @ _widened_matrix(weight)).to(x.dtype).view(x.shape)
         if ctx.needs_input_grad[1]:
             grad_weight = (wide.t() @ widened(x.flatten(0, -2))).to(weight.dtype)
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -78,7 +99,8 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``. ``x`` [..., in], ``weight`` [out, in], ``bias`` [out] -> [..., out] in the dtype of ``x``."""
-    if widened(x) is x:
+    few = not torch.is_grad_enabled() and x.numel() <= _FEW_ROWS * x.shape[-1]
+    if few or widened(x) is x:
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -114,7 +136,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, offsets)
-        return _grouped(widened(x), widened(weight).transpose(1, 2), offsets).to(x.dtype)
+        return _grouped(widened(x), _widened_matrix(weight).transpose(1, 2), offsets).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,7 +144,7 @@ class _GroupedLinear(torch.autograd.Function):
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _grouped(wide, widened(weight), offsets).to(x.dtype)
+            grad_x = _grouped(wide, _widened_matrix(weight), offsets).to(x.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _grouped(wide.t(), widened(x), offsets).to(weight.dtype)
         return grad_x, grad_weight, None
@@ -196,6 +218,35 @@ class RMSNorm(nn.Module):
         return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
+class _FlashOnCPU(torch.autograd.Function):
+    """The CPU's flash kernel on widened operands, of which the narrow ones are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            widened(query), widened(key), widened(value), 0.0, causal, attn_mask=mask, scale=scale
+        )
+        narrow: Tensor = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, narrow, normaliser, mask)
+        ctx.causal, ctx.scale = causal, scale
+        return narrow
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, normaliser, mask = ctx.saved_tensors
+        wide = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *map(widened, (grads[0], query, key, value, out)),
+            normaliser,
+            0.0,
+            ctx.causal,
+            attn_mask=mask,
+            scale=ctx.scale,
+        )
+        return *(grad.to(query.dtype) for grad in wide), None, None, None
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, mask: Tensor | None = None
 ) -> Tensor:
@@ -208,16 +259,18 @@ def attend(
     if width < query.shape[-1] and query.device.type == "cpu":
         # The CPU's flash kernel wants one width; without it all T x T scores would be stored.
         value = F.pad(value, (0, query.shape[-1] - width))
+    if widened(query[:0]).dtype is not query.dtype:
+        each = query.shape[1] // key.shape[1]
+        if each > 1:
+            key, value = key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
+        bias = None if mask is None else torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        out: Tensor = _FlashOnCPU.apply(query, key, value, bias, causal, scale)  # type: ignore[no-untyped-call]
+        return out[..., :width]
+    grouped = key.shape[1] != query.shape[1]
     out = F.scaled_dot_product_attention(
-        widened(query),
-        widened(key),
-        widened(value),
-        attn_mask=mask,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=key.shape[1] != query.shape[1],
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
-    return out[..., :width].to(query.dtype)
+    return out[..., :width]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -231,7 +284,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad
         total = torch.zeros((), dtype=torch.float32 if hidden.dtype in _HALF else hidden.dtype, device=hidden.device)
-        head = widened(weight)
+        head = _widened_matrix(weight)  # nothing else is widened before the last slice is done
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wanted[1] else None
         rows = max(16, 2**22 // weight.shape[0])
