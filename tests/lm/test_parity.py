@@ -121,7 +121,7 @@ def stock(family: str, content: dict[str, Any], numbers: int) -> Any:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("inv_freq"):
                 continue
-            spread = 0.3 if tensor.dim() == 1 else 2 / tensor.shape[-1] ** 0.5
+            spread = 0.3 if tensor.dim() == 1 else 1 / tensor.shape[-1] ** 0.5
             tensor.copy_(torch.randn_like(tensor) * spread + ("norm" in name))
     return model
 
