@@ -206,6 +206,16 @@ def test_a_constraint_bounds_draws_and_is_told_of_them(logits: Tensor) -> None:
         sample(logits[None], [nothing])
 
 
+def test_no_token_of_a_draft_comes_behind_an_answer_that_is_whole(logits: Tensor) -> None:
+    class Two(_Only):
+        def accept(self, token: int) -> None:
+            super().accept(token)
+            self.done = len(self.came) == 2
+
+    one = SamplerState(SamplingParams(temperature=0), (), V, constraint=Two(7))
+    assert [chosen.token for chosen in verify(logits.expand(5, -1), one, [7, 7, 7, 7])] == [7, 7]
+
+
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_p": 0.8, "logprobs": 2}])
 def test_a_draft_changes_nothing_but_the_number_of_passes(params: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -196,7 +196,7 @@ def verify(logits: Tensor, state: SamplerState, draft: Sequence[int], ends: Coll
         one = sample(logits[index : index + 1], [state])[0]
         state.accept(one.token)
         chosen.append(one)
-        if index == len(draft) or one.token != draft[index] or one.token in ends:
+        if index == len(draft) or one.token != draft[index] or one.token in ends or state.done:
             break
     return chosen
 
