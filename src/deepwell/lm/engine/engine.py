@@ -1,0 +1,220 @@
+"""The loop: requests in, tokens out.
+
+>>> engine = Engine(model, cache_bytes=2**28)
+>>> sequence = engine.add(prompt, SamplerState(params, prompt, vocab_size), most=100, ends=(2,))
+>>> while sequence.finish is None:
+...     engine.step()
+>>> sequence.answer
+
+A step plans a batch, computes it, chooses tokens and puts them into the sequences' outboxes. Requests may come and be
+cancelled between any two steps. The engine is for one thread at a time; ``deepwell.Model`` keeps to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepwell.errors import UsageError
+from deepwell.lm.engine.blocks import BlockAllocator
+from deepwell.lm.engine.paged_cache import PagedCache
+from deepwell.lm.engine.runner import Runner, Step
+from deepwell.lm.engine.sampler import Sampled, SamplerState, sample, verify
+from deepwell.lm.engine.scheduler import Part, Scheduler
+from deepwell.lm.engine.sequence import Finish, Sequence
+from deepwell.lm.engine.speculation import Drafter
+from deepwell.lm.model.transformer import Transformer
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done so far: steps, and tokens that were guessed, and those of them that were right."""
+
+    steps: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+
+class Engine:
+    """A network that generates for many requests at once."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        cache_bytes: int,
+        block_size: int = 16,
+        token_budget: int = 512,
+        most_sequences: int = 64,
+        speculate: bool = True,
+    ) -> None:
+        """Make ready to generate; the matrices of ``model`` are fused (see ``fused``).
+
+        Args:
+            model: The network.
+            cache_bytes: Memory for the cache; never more is used.
+            block_size: Tokens of a block of the cache.
+            token_budget: Tokens of a step.
+            most_sequences: That may run at once; others wait.
+            speculate: Guess tokens and check them; the answers are the same.
+
+        Raises:
+            UsageError: The memory does not hold one block.
+        """
+        mtp = speculate and bool(model.config.num_nextn_predict_layers)
+        width = torch.empty((), dtype=model.dtype).element_size()
+        layers = model.config.num_hidden_layers + (model.config.num_nextn_predict_layers if mtp else 0)
+        token_bytes = layers * model.config.latent_width * width
+        blocks = cache_bytes // (block_size * token_bytes)
+        if blocks < 1:
+            raise UsageError(
+                f"the cache is to have {cache_bytes} bytes; {block_size} tokens of this network need "
+                f"{block_size * token_bytes}"
+            )
+        self.model = model
+        self.cache = PagedCache(
+            model.config, blocks=blocks, block_size=block_size, dtype=model.dtype, device=model.device, mtp=mtp
+        )
+        self.allocator = BlockAllocator(blocks, block_size)
+        self.scheduler = Scheduler(self.allocator, token_budget=token_budget, most_sequences=most_sequences)
+        self.counters = Counters()
+        self._runner = Runner(model, self.cache)
+        self._speculate = speculate
+        self._mtp = mtp
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache holds; no request may have more."""
+        return self.allocator.blocks * self.allocator.block_size
+
+    def add(self, prompt: Items[int], state: SamplerState, *, most: int, ends: Collection[int] = ()) -> Sequence:
+        """A new request.
+
+        Args:
+            prompt: Its tokens.
+            state: How tokens are chosen.
+            most: Tokens that the answer may have. It has fewer where the network or the cache ends.
+            ends: Tokens that end it.
+
+        Raises:
+            UsageError: The prompt is empty, holds something that is no token, or leaves no room for an answer.
+        """
+        room = min(self.model.config.max_position_embeddings, self.capacity)
+        if not prompt:
+            raise UsageError("the prompt has no tokens")
+        if not 0 <= min(prompt) <= max(prompt) < self.model.config.vocab_size:
+            raise UsageError(f"the prompt holds a token outside the network's {self.model.config.vocab_size}")
+        if len(prompt) >= room:
+            longest = "this network reads" if room < self.capacity else "the cache holds"
+            raise UsageError(f"the prompt has {len(prompt)} tokens; {longest} {room}, the answer's included")
+        drafter = Drafter() if self._speculate else None
+        sequence = Sequence(prompt, state, limit=min(len(prompt) + most, room), ends=ends, drafter=drafter)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a request at once; its blocks are free when this returns."""
+        self.scheduler.end(sequence, "cancelled")
+
+    def stop(self, sequence: Sequence) -> None:
+        """End a request whose text is complete, as at a stop string."""
+        self.scheduler.end(sequence, "stop")
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def step(self) -> None:
+        """Compute one batch. Nothing happens when nothing is to be done."""
+        parts = self.scheduler.plan()
+        if not parts:
+            return
+        hidden, step = self._runner.run(parts)
+        self.counters.steps += 1
+        guessed = [part.guessed for part in parts]
+        for part, chosen, proposed in zip(parts, self._choose(parts, hidden), guessed, strict=True):
+            self._deliver(part, chosen, proposed)
+        if self._speculate:
+            self._guess(parts, hidden, step)
+        for part in parts:
+            why = _end_of(part.sequence)
+            if why is not None:
+                self.scheduler.end(part.sequence, why)
+
+    def _choose(self, parts: Items[Part], hidden: Tensor) -> list[list[Sampled]]:
+        """The next tokens of each part; none for a piece of a prompt that goes on."""
+        wanted: list[int] = []
+        rows: list[slice] = []
+        first = 0
+        for part in parts:
+            first += part.count
+            begin = len(wanted)
+            if part.chooses:
+                wanted += range(first - part.guessed - 1, first)
+            rows.append(slice(begin, len(wanted)))
+        if not wanted:
+            return [[] for _ in parts]
+        with torch.no_grad():
+            logits = self.model.head(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        single = [index for index, here in enumerate(rows) if here.stop - here.start == 1]
+        chosen: list[list[Sampled]] = [[] for _ in parts]
+        if single:
+            few = logits if len(single) == len(wanted) else logits[[rows[index].start for index in single]]
+            states = [parts[index].sequence.state for index in single]
+            for index, state, one in zip(single, states, sample(few, states), strict=True):
+                state.accept(one.token)
+                chosen[index] = [one]
+        for index, (part, here) in enumerate(zip(parts, rows, strict=True)):
+            if here.stop - here.start > 1:
+                sequence = part.sequence
+                chosen[index] = verify(logits[here], sequence.state, sequence.draft, sequence.ends)
+        return chosen
+
+    def _deliver(self, part: Part, chosen: list[Sampled], proposed: int) -> None:
+        """Put chosen tokens behind the sequence and into its outbox."""
+        sequence = part.sequence
+        self.scheduler.complete(part, [one.token for one in chosen])
+        sequence.outbox += chosen
+        sequence.draft = []
+        if proposed and sequence.drafter is not None:
+            accepted = len(chosen) - 1
+            sequence.drafter.learn(sequence.tokens, proposed, accepted)
+            self.counters.proposed += proposed
+            self.counters.accepted += accepted
+
+    def _guess(self, parts: Items[Part], hidden: Tensor, step: Step) -> None:
+        """Drafts for the next step: from the text, else from the module of multi-token prediction."""
+        asking: list[Sequence] = []
+        rows: list[int] = []
+        following: list[int] = []
+        for part in parts:
+            sequence = part.sequence
+            first = len(following)
+            behind = sequence.tokens[part.start + 1 : part.start + part.count + 1]
+            following += behind + [0] * (part.count - len(behind))
+            drafter = sequence.drafter
+            if sequence.remaining != 1 or drafter is None or _end_of(sequence) is not None:
+                continue
+            most = sequence.limit - len(sequence.tokens) - 1
+            sequence.draft = drafter.propose(sequence.tokens, most)
+            if not sequence.draft and most > 0 and not drafter.resting(sequence.tokens):
+                asking.append(sequence)
+                rows.append(first + sequence.computed - 1 - part.start)
+        if self._mtp:
+            # Also when nobody asks: the module's own rows must be there when somebody does.
+            for sequence, token in zip(asking, self._runner.draft(hidden, following, step, rows), strict=True):
+                sequence.draft = [token]
+
+
+def _end_of(sequence: Sequence) -> Finish | None:
+    """Why a sequence ends here, if it does."""
+    if len(sequence.tokens) == sequence.prompt_length:
+        return None
+    if sequence.tokens[-1] in sequence.ends or sequence.state.done:
+        return "stop"
+    return "length" if len(sequence.tokens) >= sequence.limit else None
