@@ -130,6 +130,17 @@ def test_upcycle_and_export(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not file.exists()
 
 
+def test_what_a_gguf_file_lacks_is_said(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, file = tmp_path / "small", tmp_path / "small.gguf"
+    shape = ["--kv-rank", "12", "--rope-dims", "8", "--calibration", str(text), "--window", "64", "--tokens", "64"]
+    assert run(["models", "compress", str(model), str(small), *shape]) == 0
+    assert run(["models", "export", str(small), str(file), "--format", "gguf", "--precision", "f16"]) == 0
+    assert "note: The latents of this network are not normalised" in capsys.readouterr().err
+    assert load(file)[0].config.kv_lora_rank == 12
+
+
 def test_without_a_text_deepwells_own_is_taken_with_a_word(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

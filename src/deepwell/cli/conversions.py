@@ -158,6 +158,11 @@ def export(source: str, target: Path, precision: str, file_format: str, as_json:
     """Write a model in another format or precision, for other tools."""
     model, tokenizer = _open(source, target, _DTYPES[precision])
     _save(model, target, file_format, precision, tokenizer)
+    if file_format == "gguf":
+        from deepwell.lm.weights.gguf.writing import notes
+
+        for note in notes(model.config):
+            click.echo(f"note: {note}", err=True)
     _tell(as_json, source, target, {})
 
 

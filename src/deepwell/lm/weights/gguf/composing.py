@@ -105,7 +105,7 @@ def _packed(value: Any) -> tuple[int, bytes]:
             return _FLOAT32, struct.pack("<f", value)
         case str():
             return _STRING, _text(value)
-        case [str(), *_]:
+        case [] | [str(), *_]:  # the lists that may be empty, such as merges, are of strings
             return _ARRAY, struct.pack("<IQ", _STRING, len(value)) + b"".join(map(_text, value))
         case [float(), *_]:
             return _ARRAY, struct.pack(f"<IQ{len(value)}f", _FLOAT32, len(value), *value)
