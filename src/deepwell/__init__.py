@@ -1,13 +1,15 @@
 """Deepwell: search, ask and analyse your own text, images and audio on your own machine.
 
-``Library`` is the name a Python user imports. Nothing heavy is loaded by ``import deepwell``; the class is fetched on
-first use, so ``deepwell --help`` stays quick.
+``Library`` and ``Model`` are the names a Python user imports. Nothing heavy is loaded by ``import deepwell``; they are
+fetched on first use, so ``deepwell --help`` stays quick.
 
     >>> import deepwell
     >>> with deepwell.Library("my-library") as lib:      # doctest: +SKIP
     ...     lib.add("~/Documents")
     ...     for hit in lib.search("how do heat pumps work"):
     ...         print(hit.path, hit.place.describe(), hit.score)
+    >>> model = deepwell.Model.load("smollm2-135m-instruct")      # doctest: +SKIP
+    >>> print(model.chat([{"role": "user", "content": "What is a heat pump?"}]).text)      # doctest: +SKIP
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,10 @@ from deepwell.errors import DeepwellError
 
 if TYPE_CHECKING:
     from deepwell.library.library import Library
+    from deepwell.lm.engine.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["DeepwellError", "Library", "__version__"]
+__all__ = ["DeepwellError", "Library", "Model", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from deepwell.library.library import Library
 
         return Library
+    if name == "Model":
+        from deepwell.lm.engine.model import Model
+
+        return Model
     raise AttributeError(f"module 'deepwell' has no attribute {name!r}")

@@ -11,16 +11,22 @@ Names are fetched on first use, so that importing this costs no import of torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepwell.lm.engine.model import Model
+    from deepwell.lm.engine.params import SamplingParams
+    from deepwell.lm.engine.request import Completion
     from deepwell.lm.model.config import ModelConfig
     from deepwell.lm.model.transformer import Transformer
     from deepwell.lm.weights.opening import load
     from deepwell.lm.weights.saving import save
     from deepwell.lm.weights.tokenizer import Tokenizer
 
-__all__ = ["ModelConfig", "Tokenizer", "Transformer", "load", "save"]
+__all__ = ["Completion", "Model", "ModelConfig", "SamplingParams", "Tokenizer", "Transformer", "load", "save"]
 
 _HOMES = {
+    "Completion": "deepwell.lm.engine.request",
+    "Model": "deepwell.lm.engine.model",
     "ModelConfig": "deepwell.lm.model.config",
+    "SamplingParams": "deepwell.lm.engine.params",
     "Tokenizer": "deepwell.lm.weights.tokenizer",
     "Transformer": "deepwell.lm.model.transformer",
     "load": "deepwell.lm.weights.opening",

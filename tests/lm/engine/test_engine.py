@@ -13,7 +13,7 @@ from deepwell.lm.engine.params import SamplingParams
 from deepwell.lm.engine.sampler import SamplerState
 from deepwell.lm.model.transformer import Transformer
 
-from .conftest import SHAPES, greedy, is_greedy, plain_loop, prompts
+from .networks import SHAPES, greedy, is_greedy, plain_loop, prompts
 
 Network = Callable[[str], Transformer]
 

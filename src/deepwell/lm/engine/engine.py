@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepwell.errors import UsageError
+from deepwell.errors import DeepwellError, UsageError
 from deepwell.lm.engine.blocks import BlockAllocator
 from deepwell.lm.engine.paged_cache import PagedCache
 from deepwell.lm.engine.runner import Runner, Step
@@ -120,10 +120,6 @@ class Engine:
         """End a request at once; its blocks are free when this returns."""
         self.scheduler.end(sequence, "cancelled")
 
-    def stop(self, sequence: Sequence) -> None:
-        """End a request whose text is complete, as at a stop string."""
-        self.scheduler.end(sequence, "stop")
-
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
@@ -165,23 +161,46 @@ class Engine:
         chosen: list[list[Sampled]] = [[] for _ in parts]
         if single:
             few = logits if len(single) == len(wanted) else logits[[rows[index].start for index in single]]
-            states = [parts[index].sequence.state for index in single]
-            for index, state, one in zip(single, states, sample(few, states), strict=True):
-                state.accept(one.token)
-                chosen[index] = [one]
+            sequences = [parts[index].sequence for index in single]
+            for index, one in zip(single, self._sample(few, sequences), strict=True):
+                if one is not None:
+                    parts[index].sequence.state.accept(one.token)
+                    chosen[index] = [one]
         for index, (part, here) in enumerate(zip(parts, rows, strict=True)):
             if here.stop - here.start > 1:
                 sequence = part.sequence
-                chosen[index] = verify(logits[here], sequence.state, sequence.draft, sequence.ends)
+                try:
+                    chosen[index] = verify(logits[here], sequence.state, sequence.draft, sequence.ends)
+                except DeepwellError as error:
+                    sequence.error = error
         return chosen
+
+    @staticmethod
+    def _sample(logits: Tensor, sequences: Items[Sequence]) -> list[Sampled | None]:
+        """A token for each row; None where that went wrong, which is that one sequence's error alone."""
+        try:
+            return list(sample(logits, [sequence.state for sequence in sequences]))
+        except DeepwellError:
+            chosen: list[Sampled | None] = []
+            for row, sequence in zip(logits, sequences, strict=True):
+                try:
+                    chosen += sample(row[None], [sequence.state])
+                except DeepwellError as error:
+                    sequence.error = error
+                    chosen.append(None)
+            return chosen
 
     def _deliver(self, part: Part, chosen: list[Sampled], proposed: int) -> None:
         """Put chosen tokens behind the sequence and into its outbox."""
         sequence = part.sequence
+        for count, one in enumerate(chosen, 1):
+            if sequence.watch is not None and sequence.watch(one):
+                chosen, sequence.complete = chosen[:count], True
+                break
         self.scheduler.complete(part, [one.token for one in chosen])
         sequence.outbox += chosen
         sequence.draft = []
-        if proposed and sequence.drafter is not None:
+        if proposed and chosen and sequence.drafter is not None:
             accepted = len(chosen) - 1
             sequence.drafter.learn(sequence.tokens, proposed, accepted)
             self.counters.proposed += proposed
@@ -213,8 +232,10 @@ class Engine:
 
 def _end_of(sequence: Sequence) -> Finish | None:
     """Why a sequence ends here, if it does."""
+    if sequence.error is not None:
+        return "error"
     if len(sequence.tokens) == sequence.prompt_length:
         return None
-    if sequence.tokens[-1] in sequence.ends or sequence.state.done:
+    if sequence.complete or sequence.tokens[-1] in sequence.ends or sequence.state.done:
         return "stop"
     return "length" if len(sequence.tokens) >= sequence.limit else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
+from deepwell.errors import DeepwellError
 from deepwell.lm.engine.sampler import Sampled, SamplerState
 from deepwell.lm.engine.speculation import Drafter
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled", "error"]
 
 
 class Sequence:
@@ -28,12 +29,15 @@ class Sequence:
         computed: How many of its first tokens have their rows in the cache.
         reused: Tokens of the prompt whose rows were there when the request began.
         outbox: Chosen tokens that nobody has fetched yet.
+        watch: Called with every chosen token; says whether the answer is complete with it, as at a stop string.
+        complete: Whether ``watch`` said so.
         finish: Why it ended; None while it goes on.
+        error: What went wrong, where ``finish`` is "error".
     """
 
     __slots__ = (
-        "computed", "digests", "draft", "drafter", "ends", "finish", "limit", "outbox", "prompt_length", "reused",
-        "state", "table", "tokens",
+        "complete", "computed", "digests", "draft", "drafter", "ends", "error", "finish", "limit", "outbox",
+        "prompt_length", "reused", "state", "table", "tokens", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -56,8 +60,11 @@ class Sequence:
         self.digests: list[bytes] = []
         self.computed = 0
         self.reused: int | None = None
+        self.watch: Callable[[Sampled], bool] | None = None
+        self.complete = False
         self.outbox: deque[Sampled] = deque()
         self.finish: Finish | None = None
+        self.error: DeepwellError | None = None
 
     @property
     def remaining(self) -> int:

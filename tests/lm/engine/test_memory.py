@@ -1,0 +1,52 @@
+"""What "auto" means on this machine."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepwell.lm.engine import memory
+from deepwell.lm.model.config import ModelConfig
+from deepwell.lm.model.transformer import Transformer
+
+_Memory = namedtuple("_Memory", "available")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model.gguf").write_bytes(bytes(1000))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("free", "of_folder", "of_file"), [(4001, "f32", "bf16"), (16001, "f32", "f32"), (4000, "bf16", "bf16")]
+)
+def test_weights_are_widened_where_bf16_is_slow_and_there_is_memory(
+    free: int, of_folder: str, of_file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: _Memory(free))
+    assert memory.precision_for(folder, "cpu") == of_folder
+    assert memory.precision_for(folder / "model.gguf", "cpu") == of_file
+    assert memory.precision_for(folder, "cuda") == "bf16"
+    monkeypatch.setattr(memory, "cpu_multiplies", lambda dtype: True)
+    assert memory.precision_for(folder, "cpu") == "bf16"
+
+
+def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert memory.device_for("auto") == "cuda"
+    assert memory.device_for("cpu") == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert memory.device_for("auto") == "cpu"
+
+
+def test_the_cache_is_no_more_than_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Transformer(ModelConfig.named("debug"), dtype=torch.float32)
+    wanted = 8 * 512 * network.config.cache_bytes_per_token(4)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: _Memory(10**12))
+    assert memory.cache_bytes_for(network) == wanted
+    monkeypatch.setattr("psutil.virtual_memory", lambda: _Memory(10**6))
+    assert memory.cache_bytes_for(network) == 250_000
