@@ -30,6 +30,7 @@ COMMANDS = {
     "status": ("deepwell.cli.index:status", "Say what the library holds and what is still to do."),
     "search": ("deepwell.cli.search:search", "Find passages by words, a picture or a recording."),
     "ask": ("deepwell.cli.ask:ask", "Answer a question, with sources."),
+    "chat": ("deepwell.cli.chat:chat", "Talk to a language model of this machine."),
     "models": ("deepwell.cli.models:models", "List, fetch, check and remove models."),
     "completion": ("deepwell.cli.completion:completion", "Print the script that completes commands in your shell."),
 }

@@ -146,6 +146,13 @@ def test_rows_of_padding_are_never_chosen_but_count_in_log_probabilities() -> No
     assert sample(logits, [state(vocab=2, repetition_penalty=1.2, temperature=0)])[0].token == 1
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
+def test_a_draw_at_either_end_takes_a_token_that_is_kept(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SamplerState, "uniform", lambda self: number)
+    logits = torch.tensor([[-9.0, 1.0, 1.1, 1.2, -9.0]])
+    assert sample(logits, [state(vocab=5, top_p=0.9)])[0].token == (1 if number == 0 else 3)
+
+
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 100.0])
 def test_extreme_temperatures_stay_numbers(temperature: float) -> None:
     logits = torch.tensor([[80.0, -80.0, -math.inf, 79.0]])

@@ -122,7 +122,7 @@ def test_a_thought_ends_at_its_budget(tokenizer: Tokenizer) -> None:
     word = spelled(tokenizer, "x")[-1]
     for budget in (0, 1, 4):
         gate = ThoughtGate(tokenizer, opened=True, budget=budget)
-        assert written(gate, tokenizer, [word] * 6) == b"x" * budget + b"\n</think>" + b"x" * (6 - budget)
+        assert written(gate, tokenizer, [word] * 6) == b"x" * budget + b"\n</think>\n\n" + b"x" * (6 - budget)
     assert written(ThoughtGate(tokenizer, opened=True, budget=7), tokenizer, [word] * 6) == b"x" * 6
 
 

@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,13 +72,14 @@ class Grammar:
 
 
 class Grammars:
-    """The grammars of one model: made once from its vocabulary, and asked for each answer's."""
+    """The grammars of one model: made once from its vocabulary, and asked for each answer's, by any thread."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """The vocabulary is handed over when the first grammar is asked for, which takes a moment."""
         self._tokenizer = tokenizer
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._made: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._lock = Lock()
 
     def begin(self, params: SamplingParams) -> Grammar | None:
         """The grammar of a new answer; None if it may have any form.
@@ -104,6 +106,12 @@ class Grammars:
         else:
             one_of = "|".join(_literally(text) for text in params.choice or ())
             what, source = "choice", llguidance.LLMatcher.grammar_from_regex(one_of)
+        with self._lock:
+            return Grammar(self._compiled(what, source).deep_copy())
+
+    def _compiled(self, what: str, source: str) -> llguidance.LLMatcher:
+        import llguidance
+
         matcher = self._made.get(source)
         if matcher is None:
             limits = llguidance.LLParserLimits(verbose_errors=False)
@@ -117,7 +125,7 @@ class Grammars:
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(source)
-        return Grammar(matcher.deep_copy())
+        return matcher
 
     def _tokens(self) -> llguidance.LLTokenizer:
         if self._vocabulary is None:

@@ -108,8 +108,8 @@ class ThoughtSplitter:
 class ThoughtGate:
     """A ``Constraint``: ends a thought at its budget, and begins a grammar behind it.
 
-    With a grammar, a thought is followed by an empty line, no token may hold both the end of a thought and the
-    beginning of an answer, and the model cannot end its reply while it thinks.
+    A thought that is ended at its budget is followed by an empty line. With a grammar every thought is, no token may
+    hold both the end of a thought and the beginning of an answer, and the model cannot end its reply while it thinks.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class ThoughtGate:
         self._tail = b""
         self._forced: deque[int] = deque()
         self._closing = spelled(tokenizer, f"\n{CLOSE}") if budget is not None else []
-        self._gaps = [spelled(tokenizer, _GAP[had:]) if grammar is not None else [] for had in range(len(_GAP) + 1)]
+        gaps = grammar is not None or budget is not None
+        self._gaps = [spelled(tokenizer, _GAP[had:]) if gaps else [] for had in range(len(_GAP) + 1)]
         self._state = _State.THINKING if opened else _State.UNSURE
         if opens and not opened:
             self._forced.extend(spelled(tokenizer, f"{OPEN}\n"))
@@ -181,22 +182,22 @@ class ThoughtGate:
             self._look_for_opening()
         elif self._state is _State.THINKING:
             self._left -= not forced
-            self._look_for_closing()
+            self._look_for_closing(forced=forced)
 
     def _look_for_opening(self) -> None:
         begun = self._tail.lstrip()
         if begun.startswith(OPEN.encode()):
             self._state, self._tail = _State.THINKING, begun[len(OPEN) :]
-            self._look_for_closing()
+            self._look_for_closing(forced=False)
         elif not OPEN.encode().startswith(begun):
             self._state = _State.ANSWERING
 
-    def _look_for_closing(self) -> None:
+    def _look_for_closing(self, *, forced: bool) -> None:
         _, closed, rest = self._tail.partition(CLOSE.encode())
         if closed:
             self._state, self._tail = _State.ANSWERING, b""
             self._forced.clear()
-            self._forced.extend(self._gaps[len(rest)] if self._grammar is not None else ())
+            self._forced.extend(self._gaps[len(rest)] if forced or self._grammar is not None else ())
             return
         self._tail = self._tail[1 - len(CLOSE) :]
         self._close_at_budget()
