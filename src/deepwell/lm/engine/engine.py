@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from deepwell.errors import DeepwellError, UsageError
 from deepwell.lm.engine.blocks import BlockAllocator
+from deepwell.lm.engine.cores import FreeCores
 from deepwell.lm.engine.paged_cache import PagedCache
 from deepwell.lm.engine.runner import Runner, Step
 from deepwell.lm.engine.sampler import Sampled, SamplerState, sample, verify
@@ -28,6 +30,7 @@ from deepwell.lm.engine.scheduler import Part, Scheduler
 from deepwell.lm.engine.sequence import Finish, Sequence
 from deepwell.lm.engine.speculation import Drafter
 from deepwell.lm.model.transformer import Transformer
+from deepwell.threads import free_cores
 
 
 @dataclass(slots=True)
@@ -85,6 +88,10 @@ class Engine:
         self._runner = Runner(model, self.cache)
         self._speculate = speculate
         self._mtp = mtp
+        self._cores: FreeCores | None = None
+        if model.device.type == "cpu":
+            self._cores = FreeCores(torch.get_num_threads())
+            self._cores.threads = min(self._cores.threads, free_cores())
 
     @property
     def capacity(self) -> int:
@@ -127,6 +134,10 @@ class Engine:
 
     def step(self) -> None:
         """Compute one batch. Nothing happens when nothing is to be done."""
+        with self._cores.for_a_step() if self._cores is not None else nullcontext():
+            self._step()
+
+    def _step(self) -> None:
         parts = self.scheduler.plan()
         if not parts:
             return
