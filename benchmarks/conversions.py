@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, nargs=2, metavar=("TAKEN", "SHARED"), help="one row of the split table")
     parser.add_argument("--characters", type=int, default=40_000, help="of the text to measure on (default 40,000)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the statistics there, or take them from there")
+    parser.add_argument("--refit", action="store_true", help="also with matrices fitted again, which lost so far")
     options = parser.parse_args()
     data = default_data()
     if data is None or not (data / "text" / "wikitext2-valid.txt").is_file():
@@ -78,7 +79,7 @@ def main() -> None:
     )
     if options.only != "split":
         ratios = {0: tuple(options.ranks)} if options.ranks else {one: CACHES[one] for one in options.cache}
-        smaller_caches(model, texts, ratios, options.keep)
+        smaller_caches(model, texts, ratios, options.keep, options.refit)
     if options.only != "compress":
         experts(model, texts, [tuple(options.experts)] if options.experts else SPLITS)
 
@@ -94,16 +95,18 @@ def read_texts(data: Path, tokenizer: Tokenizer, characters: int) -> Texts:
     return Texts(torch.tensor(calibration), torch.tensor(tokenizer.encode(measured)))
 
 
-def smaller_caches(model: Transformer, texts: Texts, ratios: dict[int, tuple[int, int]], keep: Path | None) -> None:
+def smaller_caches(
+    model: Transformer, texts: Texts, ratios: dict[int, tuple[int, int]], keep: Path | None, refit: bool
+) -> None:
     """The table of compression."""
     start = time.perf_counter()
     calibrated = observed(model, texts.calibration, keep)
-    print(f"\nstatistics of the calibration text in {time.perf_counter() - start:.0f} s")
+    print(f"\nstatistics of the calibration text in {time.perf_counter() - start:.0f} s", flush=True)
     print(f"{'cache':>12}{'values':>8}{'rank':>6}{'rope':>6}{'ppl':>9}{'KL':>9}{'same top':>10}{'seconds':>9}")
     if 100 in ratios:
         line("exact", 384, None, compare(model, to_mla(model), texts.evaluation, window=WINDOW), 0.0)
     for share, (rank, dims) in ratios.items():
-        for fitted in (False, True):
+        for fitted in (False, True)[: 1 + refit]:
             start = time.perf_counter()
             smaller = calibrated.compress(kv_rank=rank, rope_dims=dims, refit=fitted)
             seconds = time.perf_counter() - start
