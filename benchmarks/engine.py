@@ -130,7 +130,8 @@ def llama(tokens: dict, file: Path, runs: int, threads: int) -> dict[str, float]
     import llama_cpp as c
     import numpy as np
 
-    c.llama_log_set(c.llama_log_callback(lambda *_: None), ctypes.c_void_p())
+    silent = c.llama_log_callback(lambda *_: None)
+    c.llama_log_set(silent, ctypes.c_void_p())
     c.llama_backend_init()
     model = c.llama_model_load_from_file(str(file).encode(), c.llama_model_default_params())
     options = c.llama_context_default_params()
@@ -195,7 +196,8 @@ def quantise(source: Path, target: Path, kind: int) -> None:
     """A GGUF file in one of llama.cpp's formats, by its own quantiser."""
     import llama_cpp as c
 
-    c.llama_log_set(c.llama_log_callback(lambda *_: None), ctypes.c_void_p())
+    silent = c.llama_log_callback(lambda *_: None)
+    c.llama_log_set(silent, ctypes.c_void_p())
     options = c.llama_model_quantize_default_params()
     options.ftype, options.nthread = kind, 2
     if c.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)):
