@@ -183,11 +183,33 @@ def test_control_tokens_are_no_letters_of_an_answer(deepseek: Tokenizer, grammar
     assert len(open_to) > 200
 
 
+def test_a_text_that_spells_a_control_token_is_written_in_letters(deepseek: Tokenizer, grammars: Grammars) -> None:
+    params = SamplingParams(choice=["a <think> b"])
+    state = SamplerState(params, (), deepseek.vocab_size, constraint=grammars.begin(params))
+    made: list[int] = []
+    while not state.done:
+        made.append(sample(torch.zeros(1, deepseek.vocab_size), [state])[0].token)
+        state.accept(made[-1])
+    assert deepseek.decode(made) == "a <think> b"
+    assert not [token for token in made if deepseek.is_control(token)]
+
+
 def test_any_form_needs_no_grammar_and_no_package(deepseek: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     assert Grammars(deepseek).begin(SamplingParams()) is None
     with pytest.raises(MissingExtraError, match="llguidance"):
         Grammars(deepseek).begin(SamplingParams(regex="a"))
+
+
+def test_where_one_text_alone_may_follow_its_tokens_are_the_ones_that_the_model_knows(chatml: Tokenizer) -> None:
+    text = "hesay"  # taking the longest token each time gives others than the encoder does
+    ids = chatml.encode(text, bos=False)
+    grammar = Grammars(chatml).begin(SamplingParams(choice=[text]))
+    assert grammar is not None
+    for token in ids:
+        assert torch.isfinite(grammar.restrict(torch.zeros(chatml.vocab_size))).nonzero()[:, 0].tolist() == [token]
+        grammar.accept(token)
+    assert grammar.done
 
 
 def test_only_so_many_grammars_are_kept(grammars: Grammars) -> None:

@@ -130,6 +130,21 @@ def test_a_budget_holds_without_a_grammar_too(tokenizer: Tokenizer) -> None:
     assert piece.text
 
 
+def test_a_budget_waits_for_a_thought_that_the_model_may_open(deepseek: Tokenizer) -> None:
+    state, _ = begin(deepseek, SamplingParams(thinking_budget=2), [], Grammars(deepseek), chat=True)
+    word = spelled(deepseek, "x")[0]
+    for token in [*spelled(deepseek, "<think>"), word, word]:
+        state.accept(token)
+    only = torch.isfinite(state.adjust(torch.zeros(deepseek.vocab_size))).nonzero()[:, 0].tolist()
+    assert only == spelled(deepseek, "\n</think>")[:1]
+
+
+def test_text_that_only_looked_like_a_tag_is_searched_for_stop_strings(deepseek: Tokenizer) -> None:
+    reply = Reply(deepseek, ["hin"], splitter=ThoughtSplitter(opened=False))
+    assert tell(reply, spelled(deepseek, "<thin", specials=False)).text == "<t"
+    assert reply.stopped
+
+
 def test_a_form_that_cannot_be_kept_is_an_error_at_the_door(deepseek: Tokenizer) -> None:
     with pytest.raises(UsageError, match="regex"):
         begin(deepseek, SamplingParams(regex="("), [], Grammars(deepseek), chat=True)

@@ -204,8 +204,7 @@ def verify(logits: Tensor, state: SamplerState, draft: Sequence[int], ends: Coll
 def _draw(rows: Tensor, states: Sequence[SamplerState]) -> list[int]:
     """One token for each row [N, V] of adjusted logits."""
     heat = torch.tensor([state.params.temperature for state in states], device=rows.device)
-    # Less the maximum before the division: a temperature near 0 would overflow, and infinity less itself is no number.
-    probs = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)) / heat[:, None], dim=-1)
+    probs = torch.softmax(rows / heat[:, None], dim=-1)
     for row, state in zip(probs, states, strict=True):
         least = _least_kept(row, state.params)
         if least > 0.0:
@@ -246,7 +245,7 @@ def _descending(values: Tensor) -> Tensor:
 def _with_logprobs(row: Tensor, token: int, params: SamplingParams) -> Sampled:
     """The chosen token with log-probabilities from all logits [V] of the network."""
     heat = params.temperature if params.temperature >= LEAST_TEMPERATURE else 1.0
-    logprobs = torch.log_softmax((row - row.max()) / heat, dim=-1)
+    logprobs = torch.log_softmax(row / heat, dim=-1)
     best = logprobs.topk(params.logprobs or 0)
     top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Sampled(token, float(logprobs[token]), top)

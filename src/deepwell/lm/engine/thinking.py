@@ -196,7 +196,6 @@ class ThoughtGate:
         _, closed, rest = self._tail.partition(CLOSE.encode())
         if closed:
             self._state, self._tail = _State.ANSWERING, b""
-            self._forced.clear()
             self._forced.extend(self._gaps[len(rest)] if forced or self._grammar is not None else ())
             return
         self._tail = self._tail[1 - len(CLOSE) :]
