@@ -56,7 +56,7 @@ def mtp_by_hand(model: Transformer, ids: Tensor, documents: Tensor) -> list[floa
             for i in range(length - depth - 1)
             if documents[0, i] == documents[0, i + depth + 1]
         ]
-        losses.append(float(torch.stack(each).mean()) if each else 0.0)
+        losses.append(torch.stack(each).mean().item() if each else 0.0)
     return losses
 
 
@@ -66,9 +66,9 @@ def test_multi_token_prediction_stops_at_the_borders_of_documents(borders: list[
     ids = tokens(1, 9)
     documents = torch.repeat_interleave(torch.arange(len(borders)), torch.tensor(borders))[None]
     losses = model.loss(ids, documents=documents, mtp_weight=0.5)
-    assert [float(loss) for loss in losses.mtp] == pytest.approx(mtp_by_hand(model, ids, documents))
+    assert [loss.item() for loss in losses.mtp] == pytest.approx(mtp_by_hand(model, ids, documents))
     assert losses.tokens == 9 - len(borders)
-    assert losses.total.item() == pytest.approx(float(losses.main) + 0.5 / 2 * sum(map(float, losses.mtp)))
+    assert losses.total.item() == pytest.approx(losses.main.item() + 0.5 / 2 * sum(loss.item() for loss in losses.mtp))
 
 
 def test_every_label_masked_is_a_loss_of_zero_that_can_be_differentiated() -> None:
@@ -108,7 +108,7 @@ def test_balance_is_part_of_the_total_and_off_outside_training() -> None:
     losses = model.loss(tokens(2, 6))
     assert losses.balance.item() > 0
     expected = losses.main + 0.15 * sum(losses.mtp) + losses.balance
-    assert losses.total.item() == pytest.approx(float(expected))
+    assert losses.total.item() == pytest.approx(expected.item())
     assert model.eval().loss(tokens(2, 6)).balance.item() == 0
 
 
@@ -148,6 +148,6 @@ def test_drafts_step_by_step_are_what_training_sees() -> None:
             assert torch.allclose(step, logits[:, place : place + 1], atol=1e-12)
         second, _ = model.draft(deeper[:, :-1], ids[:, 2:], depth=1)
         plain = F.cross_entropy(second[0, :-1], ids[0, 3:])
-    assert float(plain) == pytest.approx(float(model.loss(ids).mtp[1]))
+    assert plain.item() == pytest.approx(model.loss(ids).mtp[1].item())
     with pytest.raises(UsageError, match="has 2 modules of multi-token prediction, and 2"):
         model.draft(hidden, ids, depth=2)
