@@ -39,7 +39,7 @@ TUNED = 20_000
 """Characters at the beginning of the text that choices were made on; they are not measured on."""
 CACHES = {100: (192, 192), 75: (208, 80), 50: (136, 56), 25: (56, 40)}
 """Share of the original's 384 cached values a layer: rank of the latent, dimensions of the shared rotary key."""
-SPLITS = ((8, 0), (6, 0), (6, 2), (4, 0), (4, 2))
+SPLITS = ((4, 2), (6, 2), (8, 0), (4, 0), (6, 0))
 """Of 8 experts: how many a token takes, and how many of them always run."""
 
 
