@@ -158,6 +158,7 @@ def with_mtp(model: Transformer, depth: int) -> Transformer:
     return larger
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", range(4))
 def test_deepseek_v3_agrees_with_transformers(part: int) -> None:
     @seed(part)
@@ -169,6 +170,7 @@ def test_deepseek_v3_agrees_with_transformers(part: int) -> None:
     check()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", range(2))
 def test_deepseek_v2_agrees_with_transformers(part: int) -> None:
     @seed(part)
