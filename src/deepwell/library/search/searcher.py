@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain, islice
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -26,15 +23,14 @@ import numpy as np
 from deepwell.errors import DeepwellError
 from deepwell.library.protocols import ImageEncoder, Senses, TextEncoder
 from deepwell.library.records import Filters, Kind, Label, Query, Results
-from deepwell.library.search import feedback, fuse, neighbours
+from deepwell.library.search import feedback
 from deepwell.library.search.arms import DEPTH, VectorArm, WordsArm
 from deepwell.library.search.arrange import Ranking, Scored, arrange
 from deepwell.library.search.confidence import Confidence, coverage
 from deepwell.library.search.names import named
-from deepwell.library.search.pool import index_pool
 from deepwell.library.search.resident import MODALITIES, Resident
-from deepwell.library.search.understand import Intent, normal, understand
-from deepwell.library.store.rows import content_of, searchable
+from deepwell.library.search.scoring import Pool, Scoring
+from deepwell.library.search.understand import Intent, understand
 from deepwell.threads import blas_on_free_cores
 
 if TYPE_CHECKING:
@@ -44,26 +40,6 @@ if TYPE_CHECKING:
     from deepwell.library.store import Scope, Store
 
 TEXT, IMAGE = "text", "image"
-_LITERAL_BONUS = 1.0
-_LITERALS_CHECKED = 30
-_NAME_BONUS = 1.0
-
-
-@dataclass
-class _Pool:
-    """Candidates of one search as rows of arrays."""
-
-    ids: list[str]
-    modality: NDArray[np.int8]
-    leading: NDArray[np.bool_]
-    raw: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    vectors: NDArray[np.float32] | None = None
-
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        return {passage_id: row for row, passage_id in enumerate(self.ids)}
 
 
 class Searcher:
@@ -100,6 +76,7 @@ class Searcher:
         self._labels = labels
         self._feedback = feedback
         self._resident = Resident(store)
+        self._scoring = Scoring(store, self._resident)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="deepwell-search")
 
     def warm(self) -> None:
@@ -177,18 +154,18 @@ class Searcher:
             pending.result()
         names = self._named(intent, scope)
         openings = [f"{content}-0" for content in names]
-        pool = self._pool([words.found if words else (), *(arm.found for arm in arms), openings])
+        pool = self._scoring.pool([words.found if words else (), *(arm.found for arm in arms), openings])
         if not pool.ids:
             return Ranking((), None)
         if words:
-            self._complete_words(words, pool)
-        self._score(pool, words, arms, intent)
+            self._scoring.complete_words(words, pool)
+        self._scoring.score(pool, words, arms, intent)
         if words and arms and not names and "words" not in pool.shares:
             where = "the library" if scope is None else "the part of the library that was searched"
             notices.append(f"none of the words stands in {where}; these are the nearest in meaning")
         if self._feedback and len(pool.ids) > 1 and intent.text:
             pool = self._look_again(pool, words, arms, intent, depth)
-        self._lift_named(pool, names)
+        self._scoring.lift_named(pool, names)
         return self._ranked(pool, depth)
 
     def _named(self, intent: Intent, scope: Scope | None) -> dict[str, float]:
@@ -244,135 +221,9 @@ class Searcher:
                 scopes.append(self._store.scope(dataclasses.replace(filters, kinds=(kind,))))
         return tuple(scopes)
 
-    def _pool(self, lists: Sequence[Iterable[str]]) -> _Pool:
-        """Candidates from the arms' lists. The first ``DEPTH`` of each set the scale, however many were asked for."""
-        census = self._resident.census()
-        leaders = {i for found in lists for i in islice(found, DEPTH)}
-        unique = [i for i in dict.fromkeys(chain.from_iterable(lists)) if i in census.numbers]
-        modality = census.modality[[census.numbers[i] for i in unique]] if unique else np.zeros(0, np.int8)
-        return _Pool(unique, modality, np.fromiter((i in leaders for i in unique), dtype=bool, count=len(unique)))
-
-    def _complete_words(self, words: WordsArm, pool: _Pool) -> None:
-        if words.index is None:
-            texts = {p.passage_id: searchable(p.text, p.place) for p in self._store.passages(pool.ids)}
-            size = len(self._resident.census().ids)
-            ids = [i for i in pool.ids if i in texts]
-            words.index = index_pool(ids, [texts[i] for i in ids], words.terms, words.found, size)
-
-    def _score(
-        self, pool: _Pool, words: WordsArm | None, arms: Sequence[VectorArm], intent: Intent, *, smooth: bool = False
-    ) -> None:
-        """Fill in every arm's score for every candidate, bring them to one scale, and mix them."""
-        weights: dict[str, float] = {}
-        share_of_words = 0.5 if words is not None else 0.0
-        if words is not None and words.index is not None:
-            index = words.index
-            rows = np.asarray([index.rows.get(i, -1) for i in pool.ids], dtype=np.int64)
-            raw = np.where(rows >= 0, words.scores()[rows], 0.0).astype(np.float32)
-            pool.raw["words"] = raw
-            if raw.max(initial=0.0) > 0:
-                if words.weight is None:
-                    words.weight = self._words_weight(words, float(raw.max()), int(rows[int(raw.argmax())]))
-                share_of_words = words.weight
-                pool.shares["words"] = fuse.spread_out(raw, pool.leading)
-                weights["words"] = share_of_words
-        for arm in arms:
-            vectors = self._store.vectors(arm.space, pool.ids)
-            raw = (vectors @ arm.vector).astype(np.float32) if vectors.shape[1] == len(arm.vector) else _nothing(pool)
-            if arm.name == "meaning":
-                pool.vectors = vectors
-            pool.raw[arm.name] = raw
-            if np.isfinite(raw).any():
-                pool.shares[arm.name] = fuse.spread_out(self._calibrated(raw, arm, pool), pool.leading)
-                weights[arm.name] = arm.weight * (1 - share_of_words)
-        if not pool.shares:
-            pool.score = np.zeros(len(pool.ids), np.float32)
-            return
-        pool.score = fuse.weighted(self._imputed(pool), weights)
-        if smooth:
-            self._smooth(pool, words.index if words is not None else None)
-        self._lift_literals(pool, intent)
-
-    def _smooth(self, pool: _Pool, index: WordIndex | None) -> None:
-        """Mix the scores of the first text passages with those of their likes."""
-        first = np.argsort(-pool.score, kind="stable")[: neighbours.AMONG]
-        first = first[pool.modality[first] == 0]
-        if not len(first):
-            return
-        rows = None
-        if index is not None:
-            rows = np.asarray([index.rows.get(pool.ids[row], -1) for row in first], dtype=np.int64)
-            rows = rows if (rows >= 0).all() else None
-        alike = neighbours.likeness(pool.vectors[first] if pool.vectors is not None else None, index, rows)
-        if alike is not None:
-            pool.score[first] = neighbours.smoothed(pool.score[first], alike)
-
-    def _words_weight(self, words: WordsArm, best_score: float, best_row: int) -> float:
-        """From the query's own terms: what feedback adds says nothing about how exact the query was."""
-        assert words.index is not None
-        known = [(weight, words.index.rarity(t)) for t, weight in words.terms.items() if len(words.index.holds(t))]
-        surprised = fuse.surprise(best_score, [weight for weight, _ in known], [idf for _, idf in known])
-        weight = fuse.words_weight(surprised / max(len(words.terms), 1) ** 0.5, len(self._resident.census().ids))
-        rarity = {term: words.index.rarity(term) for term in words.terms}
-        held = [term for term in rarity if best_row in words.index.holds(term)]
-        covered = sum(rarity[term] for term in held) / max(sum(rarity.values()), 1e-9)
-        return weight * fuse.trust(covered, len(held))
-
-    def _calibrated(self, raw: NDArray[np.float32], arm: VectorArm, pool: _Pool) -> NDArray[np.float32]:
-        present = np.unique(pool.modality[np.isfinite(raw)])
-        if len(present) < 2:
-            return raw
-        background = {}
-        for modality in present:
-            sample = self._resident.background(arm.space, int(modality))
-            if len(sample) >= 8:
-                company = sample @ arm.vector
-                background[int(modality)] = (float(company.mean()), float(company.std()))
-        return fuse.standardised(raw, pool.modality, background) if len(background) == len(present) else raw
-
-    def _imputed(self, pool: _Pool) -> dict[str, NDArray[np.float32]]:
-        """Shares, where a picture or sound that holds none of the words is given half its meaning's share for them.
-
-        Labels are a handful of class names: that they do not hold a word says little, unlike for a page of text.
-        """
-        shares = dict(pool.shares)
-        if "words" in shares and "meaning" in shares:
-            mute = (pool.modality != 0) & (pool.raw["words"] <= 0)
-            shares["words"] = np.where(mute, 0.5 * np.nan_to_num(shares["meaning"]), shares["words"])
-        return shares
-
-    def _lift_literals(self, pool: _Pool, intent: Intent) -> None:
-        """Put passages that hold a quoted phrase or a name letter for letter before those that do not."""
-        if not intent.literals or "words" not in pool.raw:
-            return
-        order = np.argsort(-pool.raw["words"], kind="stable")[:_LITERALS_CHECKED]
-        rows = [row for row in order if pool.raw["words"][row] > 0]
-        texts = {p.passage_id: normal(p.text) for p in self._store.passages([pool.ids[row] for row in rows])}
-        for row in rows:
-            text = texts.get(pool.ids[row], "")
-            held = sum(meant for literal, meant in intent.literals.items() if literal in text)
-            pool.score[row] += _LITERAL_BONUS * held / max(len(intent.literals), 1)
-        pool.score /= max(float(pool.score.max()), 1.0)
-
-    def _lift_named(self, pool: _Pool, names: Mapping[str, float]) -> None:
-        """Lift the best passage of each file that the query names: to the front if it is all of the name, else less."""
-        if not names:
-            return
-        best: dict[str, int] = {}
-        for row, passage_id in enumerate(pool.ids):
-            content = content_of(passage_id)
-            if content in names and (content not in best or pool.score[row] > pool.score[best[content]]):
-                best[content] = row
-        share = np.zeros(len(pool.ids), np.float32)
-        for content, row in best.items():
-            share[row] = names[content]
-        pool.shares["name"] = share
-        pool.score = pool.score + _NAME_BONUS * share**2
-        pool.score /= max(float(pool.score.max()), 1.0)
-
     def _look_again(
-        self, pool: _Pool, words: WordsArm | None, arms: list[VectorArm], intent: Intent, depth: int
-    ) -> _Pool:
+        self, pool: Pool, words: WordsArm | None, arms: list[VectorArm], intent: Intent, depth: int
+    ) -> Pool:
         order = np.argsort(-pool.score, kind="stable")
         more: list[str] = []
         meaning = next((arm for arm in arms if arm.name == "meaning"), None)
@@ -394,29 +245,29 @@ class Searcher:
         wider = self._widened(pool, more) if more else pool
         if wider is not pool and words is not None and words.index is not None:
             self._index_more(words, wider, intent)
-        self._score(wider, words, arms, intent, smooth=True)
+        self._scoring.score(wider, words, arms, intent, smooth=True)
         first = order[: feedback.KEPT]
         kept = np.asarray([wider.rows[pool.ids[row]] for row in first], dtype=np.int64)
         feedback.keep_first(wider.score, kept, pool.score[first])
         return wider
 
-    def _widened(self, pool: _Pool, more: Sequence[str]) -> _Pool:
-        wider = self._pool([pool.ids, more])
+    def _widened(self, pool: Pool, more: Sequence[str]) -> Pool:
+        wider = self._scoring.pool([pool.ids, more])
         led = dict(zip(pool.ids, pool.leading, strict=True))
         wider.leading = np.fromiter((led.get(i, True) for i in wider.ids), dtype=bool, count=len(wider.ids))
         return wider
 
-    def _index_more(self, words: WordsArm, pool: _Pool, intent: Intent) -> None:
+    def _index_more(self, words: WordsArm, pool: Pool, intent: Intent) -> None:
         """Count passages that joined the candidates, when the index holds candidates only."""
         assert words.index is not None
         missing = [i for i in pool.ids if i not in words.index.rows]
         if missing:
             terms = words.terms
             words.terms, words.index = intent.terms, None
-            self._complete_words(words, pool)
+            self._scoring.complete_words(words, pool)
             words.terms = terms
 
-    def _ranked(self, pool: _Pool, limit: int) -> Ranking:
+    def _ranked(self, pool: Pool, limit: int) -> Ranking:
         order = np.argsort(-pool.score, kind="stable")[:limit]
         ids = [pool.ids[row] for row in order]
         places = dict(zip(ids, order.tolist(), strict=True))
@@ -479,7 +330,3 @@ class Searcher:
         if failure is not None:
             notices.append(f"speech in the recording was not understood: {failure.message}; {failure.hint}")
         return said, heard
-
-
-def _nothing(pool: _Pool) -> NDArray[np.float32]:
-    return np.full(len(pool.ids), np.nan, dtype=np.float32)
