@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,19 @@ from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.weights.filling import Filling
 
-__all__ = ["rebuilt", "windows_of"]
+__all__ = ["EVERY_LAYER_ONE_GROUP", "rebuilt", "windows_of"]
+
+EVERY_LAYER_ONE_GROUP: dict[str, Any] = {
+    "first_k_dense_replace": 0,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "routed_scaling_factor": 1.0,
+    "dynamic_gating": None,
+}
+"""The routing of a network whose dense layers all became experts: plain, whatever the config said before."""
 
 
 def rebuilt(model: Transformer, config: ModelConfig, changes: Mapping[str, Tensor | None]) -> Transformer:

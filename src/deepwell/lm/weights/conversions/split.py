@@ -24,7 +24,7 @@ from deepwell.lm.model.products import swiglu
 from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.neurons import group_neurons, unexplained
-from deepwell.lm.weights.conversions.rebuild import rebuilt, windows_of
+from deepwell.lm.weights.conversions.rebuild import EVERY_LAYER_ONE_GROUP, rebuilt, windows_of
 from deepwell.lm.weights.conversions.refit import LeastSquares, attend_in_place, fitted
 
 __all__ = ["split"]
@@ -182,14 +182,7 @@ def _config(config: ModelConfig, experts: int, top_k: int, shared: int) -> Model
         n_routed_experts=experts - shared,
         n_shared_experts=shared,
         num_experts_per_tok=top_k - shared,
-        first_k_dense_replace=0,
-        moe_layer_freq=1,
-        n_group=1,
-        topk_group=1,
-        scoring_func="sigmoid",
-        topk_method="noaux_tc",
         norm_topk_prob=False,
-        routed_scaling_factor=1.0,
         weigh_experts=False,
-        dynamic_gating=None,
+        **EVERY_LAYER_ONE_GROUP,
     )

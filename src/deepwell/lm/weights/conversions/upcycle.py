@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepwell.errors import UsageError
 from deepwell.lm.model.transformer import Transformer
-from deepwell.lm.weights.conversions.rebuild import rebuilt
+from deepwell.lm.weights.conversions.rebuild import EVERY_LAYER_ONE_GROUP, rebuilt
 
 __all__ = ["upcycle"]
 
@@ -45,16 +45,9 @@ def upcycle(model: Transformer, *, experts: int, top_k: int, noise: float = 0.0,
         n_routed_experts=experts,
         n_shared_experts=0,
         num_experts_per_tok=top_k,
-        first_k_dense_replace=0,
-        moe_layer_freq=1,
-        n_group=1,
-        topk_group=1,
-        scoring_func="sigmoid",
-        topk_method="noaux_tc",
         norm_topk_prob=True,
-        routed_scaling_factor=1.0,
         weigh_experts=True,
-        dynamic_gating=None,
+        **EVERY_LAYER_ONE_GROUP,
     )
     generator = torch.Generator(device=model.device).manual_seed(seed)
 
