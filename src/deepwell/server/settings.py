@@ -66,7 +66,7 @@ class Settings:
             _whole("requests_per_minute", self.requests_per_minute, 1)
         _whole("most_concurrent", self.most_concurrent, 1)
         _whole("queue_length", self.queue_length, 0)
-        _seconds("queue_seconds", self.queue_seconds, above=0 < self.queue_length)
+        _seconds("queue_seconds", self.queue_seconds, above=self.queue_length > 0)
         _seconds("upload_seconds", self.upload_seconds, above=True)
         _seconds("request_seconds", self.request_seconds, above=True)
         _seconds("drain_seconds", self.drain_seconds)
