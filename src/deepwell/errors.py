@@ -107,3 +107,15 @@ class ModelFormatError(DeepwellError):
     """A format of files cannot express this network. The message says which part, the hint what can be done."""
 
     code = "model-format"
+
+
+class KeyFileError(DeepwellError):
+    """A file of API keys that cannot be read, is damaged, or could be changed by others. The message names it."""
+
+    code = "key-file"
+
+
+class ServerError(DeepwellError):
+    """The server cannot start: its address is in use, is not this machine's, or is not allowed."""
+
+    code = "server"

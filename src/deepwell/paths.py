@@ -1,7 +1,8 @@
 """Where Deepwell keeps things, and the environment variables that move them.
 
-``DEEPWELL_LIBRARY`` the default library, ``DEEPWELL_MODELS`` the folder of models; without them the platform's own data
-folder: ``~/.local/share/deepwell`` on Linux, ``~/Library/Application Support`` on a Mac, ``%LOCALAPPDATA%`` on Windows.
+``DEEPWELL_LIBRARY`` the default library, ``DEEPWELL_MODELS`` the folder of models, ``DEEPWELL_KEYS`` the file of the
+server's keys; without them the platform's own data folder: ``~/.local/share/deepwell`` on Linux,
+``~/Library/Application Support`` on a Mac, ``%LOCALAPPDATA%`` on Windows.
 """
 
 import os
@@ -24,6 +25,12 @@ def models_folder() -> Path:
     """The folder that holds pulled models, one folder each."""
     named = os.environ.get("DEEPWELL_MODELS")
     return Path(named).expanduser() if named else _data_folder() / "models"
+
+
+def key_file() -> Path:
+    """The file that holds hashes of the server's API keys."""
+    named = os.environ.get("DEEPWELL_KEYS")
+    return Path(named).expanduser() if named else _data_folder() / "keys.json"
 
 
 def default_data() -> Path | None:
