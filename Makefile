@@ -19,6 +19,7 @@ setup: $(READY)  ## Create .venv with every extra, exactly as requirements.lock 
 
 # torch: the lock says ==2.13.0, which any build of that version satisfies (2.13.0+cpu, 2.13.0+cu130). Which one you get
 # is your package index's choice: point pip at a CPU or CUDA index (pip config, PIP_INDEX_URL, PIP_FIND_LINKS) before setup.
+# triton is locked to the version that the CUDA builds of this torch demand.
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
@@ -27,8 +28,8 @@ $(READY): requirements.lock pyproject.toml
 
 lock:  ## Resolve everything anew and write requirements.lock (then run make setup and make test-all)
 	rm -rf out/lock && $(PYTHON) -m venv out/lock
-	out/lock/bin/pip install --quiet 'setuptools>=80' torch==2.13.0
-	out/lock/bin/pip install --quiet --editable '.[all,bench,demo,dev]' torch==2.13.0
+	out/lock/bin/pip install --quiet 'setuptools>=80' torch==2.13.0 triton==3.7.1
+	out/lock/bin/pip install --quiet --editable '.[all,bench,demo,dev]' torch==2.13.0 triton==3.7.1
 	{ sed -n '/^#/p' requirements.lock; \
 	  out/lock/bin/pip freeze --all --exclude-editable --exclude pip --exclude deepwell | sed -E 's/\+(cpu|cu[0-9]+)$$//'; } > out/requirements.lock
 	mv out/requirements.lock requirements.lock
