@@ -1,4 +1,4 @@
-"""Answers of a given form: JSON that satisfies a schema, a regular expression, one of some texts.
+"""Answers of a given form: JSON that satisfies a schema, a regular expression, one of some texts, a grammar.
 
 The grammars are llguidance's (MIT): an Earley parser over the bytes of tokens, which says before every token which ones
 may come. JSON is written on one line with a space behind commas and colons, as Python writes it; were any white space
@@ -103,6 +103,8 @@ class Grammars:
             )
         elif params.regex is not None:
             what, source = "regex", llguidance.LLMatcher.grammar_from_regex(params.regex)
+        elif params.grammar is not None:
+            what, source = "grammar", llguidance.LLMatcher.grammar_from_lark(params.grammar)
         else:
             one_of = "|".join(_literally(text) for text in params.choice or ())
             what, source = "choice", llguidance.LLMatcher.grammar_from_regex(one_of)

@@ -27,6 +27,9 @@ LEAST_TEMPERATURE = 1e-5
 MOST_STOPS = 64
 """Stop strings of one request; each is looked for in every piece of text."""
 
+_FORMS = ("json_schema", "regex", "choice", "grammar")
+"""Settings that give an answer its form."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -49,6 +52,7 @@ class SamplingParams:
         json_schema: The answer is JSON that satisfies this schema.
         regex: The whole answer matches this regular expression.
         choice: The answer is one of these texts.
+        grammar: The answer follows this grammar, in llguidance's dialect of Lark.
         thinking: Ask for reasoning before the answer, or for none; None: as the model's template does by itself.
         thinking_budget: Tokens after which a thought is ended.
     """
@@ -68,6 +72,7 @@ class SamplingParams:
     json_schema: Mapping[str, Any] | None = None
     regex: str | None = None
     choice: Sequence[str] | None = None
+    grammar: str | None = None
     thinking: bool | None = None
     thinking_budget: int | None = None
 
@@ -107,12 +112,12 @@ class SamplingParams:
     @property
     def constrained(self) -> bool:
         """Whether the answer must have a form."""
-        return self.json_schema is not None or self.regex is not None or self.choice is not None
+        return any(getattr(self, name) is not None for name in _FORMS)
 
     def _check_form(self) -> None:
         if self.constrained and self.ignore_eos:
             raise UsageError("ignore_eos lets an answer go on behind the form that it must have", hint="Leave one out.")
-        forms = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
         if len(forms) > 1:
             raise UsageError(f"{' and '.join(forms)} exclude each other", hint="Give one of them.")
         if self.json_schema is not None:
@@ -124,8 +129,9 @@ class SamplingParams:
                 json.dumps(self.json_schema, allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise UsageError(f"json_schema cannot be written as JSON: {error}") from error
-        if self.regex is not None and not isinstance(self.regex, str):
-            raise UsageError(f"regex is {_shown(self.regex)}", hint="Give a text.")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UsageError(f"{name} is {_shown(getattr(self, name))}", hint="Give a text.")
         if self.choice is not None:
             given = () if isinstance(self.choice, str) else tuple(self.choice)
             if not given or not all(isinstance(one, str) and one for one in given):

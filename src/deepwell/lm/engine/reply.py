@@ -20,19 +20,28 @@ class Reply:
 
     Attributes:
         reasoning_tokens: How many tokens were thoughts, the closing tag included.
+        thought_length: How many of the first tokens are the thought with both of its tags; the answer's come behind.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, splitter: ThoughtSplitter | None = None
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        splitter: ThoughtSplitter | None = None,
+        marks: Sequence[str] = (),
     ) -> None:
-        """``splitter`` tells reasoning from answer; None: all of it is answer."""
+        """``splitter`` tells reasoning from answer; None: all of it is answer. ``marks`` are shown as they are."""
         self.reasoning_tokens = 0
+        self.thought_length = 0
+        self._length = 0
         self._stream = tokenizer.stream()
         self._stops = StopStrings(stop)
         self._splitter = splitter
         # A tag that is a special token is not shown in texts, and must be seen here.
-        tags = {token: tag for tag in (OPEN, CLOSE) if (token := tokenizer.token_id(tag)) is not None}
-        self._tags = {token: tag for token, tag in tags.items() if not tokenizer.decode([token])} if splitter else {}
+        shown = (*((OPEN, CLOSE) if splitter else ()), *marks)
+        tags = {token: tag for tag in shown if (token := tokenizer.token_id(tag)) is not None}
+        self._tags = {token: tag for token, tag in tags.items() if not tokenizer.decode([token])}
 
     @property
     def stopped(self) -> bool:
@@ -41,9 +50,13 @@ class Reply:
 
     def push(self, token: int) -> Piece:
         """What can be shown now that ``token`` has come; not to be called with the token that ends an answer."""
-        if self._splitter is not None and self._splitter.thinking:
-            self.reasoning_tokens += 1
-        return self._pass(self._stream.push(token) + self._tags.get(token, ""))
+        self._length += 1
+        thought = self._splitter is not None and self._splitter.thinking
+        self.reasoning_tokens += thought
+        piece = self._pass(self._stream.push(token) + self._tags.get(token, ""))
+        if thought or (self._splitter is not None and self._splitter.thinking):
+            self.thought_length = self._length
+        return piece
 
     def finish(self) -> Piece:
         """What was held back, when no token comes any more."""
@@ -64,6 +77,7 @@ def begin(
     grammars: Grammars,
     *,
     chat: bool,
+    marks: Sequence[str] = (),
 ) -> tuple[SamplerState, Reply]:
     """What an engine keeps for one request beside its tokens: how the next one is chosen, and what text they make.
 
@@ -73,6 +87,7 @@ def begin(
         prompt: Its tokens.
         grammars: The model's.
         chat: The reply may be a thought and an answer, and is split. A text that is only continued never is.
+        marks: Control tokens that are shown in the text, for who reads calls of functions out of it.
 
     Raises:
         UsageError: The form that ``params`` asks for cannot be kept.
@@ -88,4 +103,5 @@ def begin(
         if budget is not None or grammar is not None:
             constraint = ThoughtGate(tokenizer, opened=opened, opens=opens, budget=budget, grammar=grammar)
     state = SamplerState(params, prompt, tokenizer.vocab_size, constraint=constraint)
-    return state, Reply(tokenizer, params.stop, splitter=ThoughtSplitter(opened=opened) if chat else None)
+    splitter = ThoughtSplitter(opened=opened) if chat else None
+    return state, Reply(tokenizer, params.stop, splitter=splitter, marks=marks)

@@ -12,6 +12,7 @@ Three things are decided here and not by the template.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class ChatTemplate:
         name: What errors call it, with the file that it comes from.
         variables: Special tokens by the names that templates use, such as ``bos_token``.
         controls: Every control token of the vocabulary.
-        with_tools: Another template for chats with tools, where the model has one.
+        with_tools: Another template for chats with tools: the model's, or ours where its own has no place for them.
         spelled: Marks of the format that are plain letters; see ``chat_families``.
     """
 
@@ -73,6 +74,12 @@ class ChatTemplate:
         """Whether the model was made to think before it answers, as far as template and vocabulary tell."""
         told = _CLOSE in self.controls or _OPEN in self.source or _CLOSE in self.source
         return told or any(name in self._expected for name in _THINKING)
+
+    @property
+    def tool_source(self) -> str | None:
+        """The template of chats with tools; None if there is no place for them."""
+        source = self.source if self.with_tools is None else self.with_tools
+        return source if "tools" in self._variables_of(source) else None
 
     def render(
         self,
@@ -153,9 +160,12 @@ class ChatTemplate:
 
     @cached_property
     def _expected(self) -> frozenset[str]:
+        return self._variables_of(self.source)
+
+    def _variables_of(self, source: str) -> frozenset[str]:
         sandbox = _sandbox()
         with self._blamed():
-            names: frozenset[str] = sandbox.variables_of(self.source)
+            names: frozenset[str] = sandbox.variables_of(source)
         return names
 
     @contextmanager
@@ -213,11 +223,15 @@ def template_for(tokenizer: Tokenizer, templates: Mapping[str, str], source: str
     roles = {"bos_token": parts.bos, "eos_token": parts.eos, "pad_token": parts.pad, "unk_token": parts.unk}
     variables = {role: text for role, text in roles.items() if text is not None}
     controls = frozenset(tokenizer.control_tokens)
+    family = family_of(controls)
     chosen = templates.get("default") or next(iter(templates.values()), None)
     if chosen is not None:
         name = f"chat template of {source}"
-        return ChatTemplate(chosen, name, variables, controls, with_tools=templates.get("tool_use"))
-    family = family_of(controls)
+        with_tools = templates.get("tool_use")
+        if with_tools is None and family is not None and not re.search(r"\btools\b", chosen):
+            # A template that passes tools over in silence would let the model know nothing of them.
+            with_tools = family.source
+        return ChatTemplate(chosen, name, variables, controls, with_tools=with_tools)
     if family is None:
         raise ModelFileError(
             f"{source} carries no chat template, and its control tokens are those of no format known here",
