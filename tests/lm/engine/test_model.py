@@ -76,6 +76,36 @@ def test_a_request_can_be_begun_and_cancelled(model: Model) -> None:
     assert request.result().finish == "cancelled"
 
 
+def test_one_thread_can_drive_many_requests_and_ask_each_what_came(model: Model) -> None:
+    alone = [model.generate([text], GREEDY)[0] for text in ("Deep wells", "a")]
+    prepared = [model.prepare(text, GREEDY) for text in ("Deep wells", "a")]
+    assert _idle(model)
+    requests = [model.start(one) for one in prepared]
+    assert [request.poll() for request in requests] == [StreamPiece(), StreamPiece()]
+    pieces: list[list[StreamPiece]] = [[], []]
+    goes_on = True
+    while goes_on:
+        goes_on = model.step()
+        for request, got in zip(requests, pieces, strict=True):
+            got.append(request.poll())
+    for request, got, one in zip(requests, pieces, alone, strict=True):
+        assert (request.finish, request.error) == (one.finish, None)
+        assert "".join(piece.text for piece in got) == one.text
+        assert [sampled for piece in got for sampled in piece.sampled] == list(one.sampled)
+        assert request.poll() == StreamPiece()
+        assert request.prompt_tokens == one.prompt_tokens
+        assert request.reused_tokens <= one.prompt_tokens
+    assert not model.step()
+    assert _idle(model)
+
+
+def test_an_answer_can_be_begun_for_the_model(model: Model) -> None:
+    begun = [*CHAT, {"role": "assistant", "content": "A hole"}]
+    closed, left_open = (model.prepare(begun, GREEDY, continue_last=last) for last in (False, True))
+    assert model.tokenizer.decode(left_open.tokens).endswith("A hole")
+    assert not model.tokenizer.decode(closed.tokens).endswith("A hole")
+
+
 def test_a_stop_string_ends_the_answer_before_it(model: Model) -> None:
     free = model.generate("Deep wells", GREEDY)[0]
     stop = free.text[5:8]

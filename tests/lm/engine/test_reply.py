@@ -50,9 +50,11 @@ def test_reasoning_is_kept_apart_and_counted(tokenizer: Tokenizer) -> None:
     assert tell(reply, [*thought, *answer]) == Piece("yes", "no.")
     opening = len(spelled(tokenizer, "<think>"))
     assert 1 <= reply.reasoning_tokens <= len(thought) - opening + 1
+    # The closing tag may end inside of a token that begins the answer; that one still counts as the thought's.
+    assert len(thought) - 1 <= reply.thought_length <= len(thought)
     plain = Reply(tokenizer)
     assert tell(plain, [*thought, *answer]).text == "<think>\nno.\n</think>\n\nyes"
-    assert plain.reasoning_tokens == 0
+    assert plain.reasoning_tokens == plain.thought_length == 0
 
 
 def test_tags_that_are_special_tokens_are_seen_all_the_same(deepseek: Tokenizer) -> None:

@@ -23,7 +23,7 @@ from deepwell.lm.engine.params import SamplingParams
 
 if TYPE_CHECKING:
     from deepwell.lm.engine.engine import Engine
-    from deepwell.lm.engine.request import Completion, Request, StreamPiece
+    from deepwell.lm.engine.request import Completion, Prepared, Request, StreamPiece
     from deepwell.lm.model.transformer import Transformer
     from deepwell.lm.weights.tokenizer import Tokenizer
 
@@ -188,25 +188,65 @@ class Model:
         Raises:
             UsageError: As for ``chat``.
         """
+        return self.start(self.prepare(prompt, params, tools=tools))
+
+    def prepare(
+        self,
+        prompt: str | Sequence[int] | Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_last: bool = False,
+    ) -> Prepared:
+        """Make a request ready, as any thread may do while another one computes; ``start`` starts it.
+
+        Args:
+            prompt: As for ``begin``.
+            params: How the answer is written.
+            tools: Functions that the model may call.
+            continue_last: The last message of a chat, the assistant's, is the beginning of the answer.
+
+        Raises:
+            UsageError: It is no chat, or the form that ``params`` asks for cannot be kept.
+        """
         from deepwell.lm.engine.reply import begin
-        from deepwell.lm.engine.request import Request
+        from deepwell.lm.engine.request import Prepared
+        from deepwell.lm.engine.tool_formats import format_of
 
         params = params or SamplingParams()
         chat = False
+        marks: Sequence[str] = ()
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], Mapping):
             chat = True
             messages: Any = prompt
-            tokens = self.tokenizer.chat(messages, thinking=params.thinking, tools=tools)
+            tokens = self.tokenizer.chat(messages, thinking=params.thinking, tools=tools, continue_last=continue_last)
+            marks = format_of(self.tokenizer).marks if tools else ()
         else:
             given: Any = prompt
             tokens = [int(token) for token in given]
-        state, reply = begin(self.tokenizer, params, tokens, self._grammars, chat=chat)
-        ends = () if params.ignore_eos else self._ends
+        state, reply = begin(self.tokenizer, params, tokens, self._grammars, chat=chat, marks=marks)
+        ends = frozenset() if params.ignore_eos else self._ends
+        return Prepared(tokens, state, reply, params.max_tokens, ends)
+
+    def start(self, prepared: Prepared) -> Request:
+        """Start a request that was made ready, at the next step.
+
+        Raises:
+            UsageError: It is too long (with the counts).
+        """
+        from deepwell.lm.engine.request import Request
+
         with self._lock:
-            sequence = self.engine.add(tokens, state, most=params.max_tokens, ends=ends)
-            return Request(self.engine, self._lock, sequence, reply)
+            sequence = self.engine.add(prepared.tokens, prepared.state, most=prepared.most, ends=prepared.ends)
+            return Request(self.engine, self._lock, sequence, prepared.reply)
+
+    def step(self) -> bool:
+        """Compute one step of all requests; whether any goes on. For a program that asks each of them with ``poll``."""
+        with self._lock:
+            self.engine.step()
+            return self.engine.busy
 
     # ---- scoring ----
 
