@@ -10,7 +10,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from deepwell.cli import conversions
-from deepwell.cli.conversions import _bar
+from deepwell.cli.conversions import counting_bar
 from deepwell.cli.main import run
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
@@ -198,12 +198,12 @@ def test_a_bar_is_drawn_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) 
         def isatty(self) -> bool:
             return True
 
-    with _bar("waiting") as quiet:
+    with counting_bar("waiting") as quiet:
         assert quiet is None
     terminal = Terminal()
     monkeypatch.setattr(conversions.sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with _bar("measuring") as progress:
+    with counting_bar("measuring") as progress:
         assert progress is not None
         progress(1, 2)
     assert "measuring" in terminal.getvalue()

@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.shell_completion import ShellComplete
 
 from deepwell.cli.model_files import counted
 from deepwell.cli.models import models
+from deepwell.lm.model.config import ModelConfig
+from deepwell.lm.model.transformer import Transformer
+from deepwell.lm.weights.writing import write_checkpoint
 
 
 def test_a_shape_is_shown_as_facts_and_rows(deepwell: Callable[..., Any]) -> None:
@@ -93,3 +98,28 @@ def test_counts_are_written_as_people_do() -> None:
         "2.0T",
     ]
     assert counted(93.7e9, " ") + "FLOPs" == "93.7 GFLOPs"
+
+
+def test_rounding_is_shown_by_part_and_for_the_worst(deepwell: Callable[..., Any], tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        write_checkpoint(Transformer(ModelConfig.named("debug-moe")), tmp_path / "model")
+    ran = deepwell("models", "inspect", str(tmp_path / "model"), "--quantise", "int4")
+    lines = [line.split("\t") for line in ran.out.splitlines()]
+    (fact,) = (line[1] for line in lines if line[0] == "as int4")
+    assert "an error of" in fact and fact.endswith("dB")
+    table = lines[lines.index(["rounded", "bits", "bytes", "error", "SNR dB"]) :]
+    assert [(row[0], row[1]) for row in table[1:4]] == [("embedding", "8"), ("attention", "4"), ("feed-forward", "4")]
+    assert table[-6] == ["worst", "bits", "error", "SNR dB"]
+    assert all(row[1] == "4" and row[2].endswith("%") for row in table[-5:])
+
+    ran = deepwell("models", "inspect", str(tmp_path / "model"), "--quantise", "int8", "--json")
+    quantised = json.loads(ran.out)["quantised"]
+    assert quantised["bits"] == 8 and len(quantised["worst"]) == 5
+    assert 35 < quantised["snr_db"] < 50 and quantised["by_part"]["embedding"]["relative_error"] < 0.01
+
+
+def test_rounding_wants_weights_and_known_words(deepwell: Callable[..., Any]) -> None:
+    ran = deepwell("models", "inspect", "deepseek-v3", "--quantise", "int8")
+    assert ran.code == 2 and "deepseek-v3 is a shape" in ran.err
+    ran = deepwell("models", "inspect", "deepseek-v3", "--quantise", "int3")
+    assert ran.code == 2 and "'int3' is not one of" in ran.err

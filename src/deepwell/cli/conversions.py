@@ -87,7 +87,7 @@ def compress(
     from deepwell.lm.weights.conversions.compress import compress as compress_network
 
     calibration, evaluation = _read_texts(tokenizer, **texts)
-    with _bar("looking at the text") as progress:
+    with counting_bar("looking at the text") as progress:
         smaller = compress_network(
             model, kv_rank=kv_rank, rope_dims=rope_dims, calibration=calibration, refit=refit, on_progress=progress
         )
@@ -118,7 +118,7 @@ def split(
     from deepwell.lm.weights.conversions.split import split as split_network
 
     calibration, evaluation = _read_texts(tokenizer, **texts)
-    with _bar("splitting") as progress:
+    with counting_bar("splitting") as progress:
         mixed = split_network(
             model, experts=experts, top_k=top_k, shared=shared, calibration=calibration, refit=refit,
             on_progress=progress,
@@ -172,7 +172,7 @@ def _open(source: str, target: Path, dtype: str = "f32") -> tuple[Transformer, T
         raise UsageError(f"{target} is there already", hint="name another place, or delete it first")
     from deepwell.lm.weights.opening import load
 
-    with _bar("reading", quiet_units=True) as progress:
+    with counting_bar("reading", quiet_units=True) as progress:
         return load(source, dtype=dtype, on_progress=progress)
 
 
@@ -224,7 +224,7 @@ def _read(file: Path) -> str:
 def _measured(before: Transformer, after: Transformer, tokens: Tensor, window: int) -> dict[str, Any]:
     from deepwell.lm.weights.conversions.measure import compare
 
-    with _bar("measuring") as progress:
+    with counting_bar("measuring") as progress:
         found = compare(before, after, tokens, window=window, on_progress=progress)
     return {
         "perplexity": {"before": found.before.perplexity, "after": found.after.perplexity},
@@ -290,7 +290,7 @@ def _tell(as_json: bool, source: str, target: Path, facts: dict[str, Any]) -> No
 
 
 @contextlib.contextmanager
-def _bar(doing: str, *, quiet_units: bool = False) -> Iterator[Progress | None]:
+def counting_bar(doing: str, *, quiet_units: bool = False) -> Iterator[Progress | None]:
     """A bar on the terminal for what calls with steps done and steps there are; nothing where nobody is watching."""
     if not sys.stderr.isatty():
         yield None

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from deepwell.cli import model_rounding
 from deepwell.cli.models import ModelName, as_json, print_object, readable
 
 if TYPE_CHECKING:
     from deepwell.lm.model.accounting import LayerAccount
     from deepwell.lm.weights.inspecting import Inspection
+    from deepwell.lm.weights.quantising import Quantisation
 
 
 class NetworkName(ModelName):
@@ -35,20 +37,24 @@ class NetworkName(ModelName):
 @click.command()
 @click.argument("name", type=NetworkName())
 @click.option("--context", default=4096, show_default=True, metavar="N", help="Tokens that the counted one sees.")
+@click.option("--quantise", type=click.Choice(["int8", "int4"]), help="Read the weights too: what would these lose?")
 @as_json
-def inspect(name: str, context: int, as_json: bool) -> None:
+def inspect(name: str, context: int, quantise: str | None, as_json: bool) -> None:
     """Show what is inside a language model, and what it costs to run.
 
     NAME is a model on this machine, a folder with config.json and safetensors, a GGUF file, or the name of a shape such
-    as deepseek-v3, which needs no file. Only headers are read, never the weights.
+    as deepseek-v3, which needs no file. Only headers are read, never the weights, unless --quantise asks what rounding
+    them would lose.
     """
     from deepwell.lm.weights.inspecting import inspect_model
 
     found = inspect_model(name, context=context)
+    rounded = model_rounding.measured(name, quantise) if quantise else None
     if as_json:
-        print_object(_as_json(found))
+        quantised = {} if rounded is None else {"quantised": model_rounding.rounding_json(rounded)}
+        print_object(_as_json(found) | quantised)
     else:
-        _show(found)
+        _show(found, rounded)
 
 
 def _as_json(found: Inspection) -> dict[str, Any]:
@@ -88,14 +94,20 @@ def _as_json(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _show(found: Inspection) -> None:
-    """Facts, a table by part, a table by layer. Piped, each line is one fact or row, its cells apart by tabs."""
+def _show(found: Inspection, rounded: Quantisation | None) -> None:
+    """Facts and tables: by part, by layer, of rounding. Piped, a line is one fact or row, its cells apart by tabs."""
     from deepwell.cli.render import console, plain
 
     facts = [(label, plain(value)) for label, value in _facts(found)]  # a file's own name may hold anything
-    parts, layers = list(_parts(found)), list(_layers(found))
+    tables = [list(_parts(found)), list(_layers(found))]
+    if rounded is not None:
+        facts.append((f"as int{rounded.bits}", model_rounding.rounding_fact(rounded)))
+        tables.append(list(model_rounding.parts_table(rounded)))
+        if rounded.error.lost:
+            tables.append(list(model_rounding.worst_table(rounded)))
     if not sys.stdout.isatty():
-        for row in [*facts, *parts[1:], *layers[1:]]:
+        # The tables of rounding keep their heads: they have rows of the same names as those above.
+        for row in [*facts, *tables[0][1:], *tables[1][1:], *(row for table in tables[2:] for row in table)]:
             click.echo("\t".join(row))
         return
     from rich.table import Table
@@ -106,10 +118,10 @@ def _show(found: Inspection) -> None:
     for label, value in facts:
         grid.add_row(Text(label, "dim"), Text(value))
     screen.print(grid)
-    for rows in (parts, layers):
+    for rows in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for number, head in enumerate(rows[0]):
-            table.add_column(head, justify="right" if number > (rows is layers) else "left", no_wrap=True)
+            table.add_column(head, justify="left" if number == 0 or head == "kind" else "right", no_wrap=True)
         for row in rows[1:]:
             table.add_row(*(Text(cell) for cell in row))
         screen.print()
