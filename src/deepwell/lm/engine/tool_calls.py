@@ -171,14 +171,15 @@ class ToolParser:
         if not self._begun and self._format.kind == "bare":
             begun = self._held.lstrip()
             if begun.startswith("{"):
-                self._open("", len(self._held) - len(begun))
+                self._open(0, len(self._held) - len(begun))
                 return True
             if not begun:
                 return False
         begin = self._held.find(self._opening)
         if begin >= 0:
-            self._say(self._held[:begin].rstrip(), parts)
-            self._open(self._held[begin : begin + len(self._opening)], begin + len(self._opening))
+            text = self._held[:begin].rstrip()
+            self._say(text, parts)
+            self._open(len(text), begin + len(self._opening))
             return True
         end = len(self._held[: begins_at(self._held, (self._opening,))].rstrip())
         self._say(self._held[:end], parts)
@@ -190,8 +191,9 @@ class ToolParser:
             self._begun = True
             parts.append(text)
 
-    def _open(self, mark: str, behind: int) -> None:
-        self._held = self._held[behind:]
+    def _open(self, begin: int, end: int) -> None:
+        """Begin a block; the mark, and white space around it, is the held text from ``begin`` to ``end``."""
+        mark, self._held = self._held[begin:end], self._held[end:]
         if self._format.kind == "deepseek":
             self._block = _DeepSeekBlock(mark, self._names)
         else:
@@ -302,10 +304,12 @@ class _JsonBlock(_Block):
         return text
 
 
+_SEPARATED = rf"\s*{re.escape(SEPARATOR)}\s*"
 _HEAD = re.compile(
     rf"\s*{re.escape(CALL_BEGIN)}\s*"
-    rf"(?:function{re.escape(SEPARATOR)}\s*(?P<fenced>[\w-]+)\s*(?:```(?:json)?\s*)?|(?P<plain>[\w-]+)\s*{re.escape(SEPARATOR)}\s*)"
+    rf"(?:function{_SEPARATED}(?P<fenced>[\w-]+)\s*(?:```(?:json)?\s*){{0,2}}|(?P<plain>[\w-]+){_SEPARATED})"
 )
+"""What stands before the arguments, in the fenced form and in V3.1's. An empty fence has no arguments."""
 
 
 @dataclass(slots=True)

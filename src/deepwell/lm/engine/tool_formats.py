@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +64,13 @@ class ToolFormat:
     listed: bool = False
 
     def grammar(self, tokenizer: Tokenizer, functions: Sequence[Function], *, most: int = _MOST_CALLS) -> str:
-        """The grammar, in llguidance's Lark dialect, of an answer that is from 1 to ``most`` calls and nothing else."""
+        """The grammar, in llguidance's Lark dialect, of an answer that is from 1 to ``most`` calls and nothing else.
+
+        Raises:
+            UsageError: Nothing can be held to a function's schema; the message names the function.
+        """
+        for function in functions:
+            _check(function)
         names = [f"call_{index}" for index in range(len(functions))]
         writer = _Writer(tokenizer)
         lines = [writer.line(f"arguments_{index}", [_schema(one.parameters)]) for index, one in enumerate(functions)]
@@ -120,6 +127,20 @@ class _Writer:
         if token is not None and self._tokenizer.is_control(token):
             return f"<[{token}]>"
         return json.dumps(text, ensure_ascii=False)
+
+
+def _check(function: Function) -> None:
+    with suppress(ImportError):  # whoever keeps the grammar says so
+        import llguidance
+
+        form = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(function.parameters, ensure_ascii=False))
+        reason = llguidance.LLMatcher.validate_grammar(form)
+        if reason:
+            short = reason.split("<backtrace>")[0].strip()
+            raise UsageError(
+                f"the parameters of the tool {function.name!r} cannot be kept: {short}",
+                hint="Change the schema, or leave the choice of tools to the model.",
+            )
 
 
 def _schema(parameters: Mapping[str, Any]) -> _Raw:
