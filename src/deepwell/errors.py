@@ -43,6 +43,12 @@ class UsageError(DeepwellError):
     code = "bad-usage"
 
 
+class PromptTooLongError(UsageError):
+    """A prompt that leaves no room for an answer. The message has the counts."""
+
+    code = "prompt-too-long"
+
+
 class UnreadableFileError(DeepwellError):
     """A file that cannot be read or understood: encrypted, truncated, too large, not what its name says."""
 

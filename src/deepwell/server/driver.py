@@ -71,30 +71,18 @@ class _Running:
         return News(self.index, request.poll(), request.reused_tokens, request.reasoning_tokens, finish, error)
 
 
-@dataclass(slots=True)
-class Totals:
-    """What a driver has done so far, counted when a request's last answer has ended, cancelled ones too."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    tokens: int = 0
-
-
 class Driver:
     """The thread that drives a model's engine, and the door to it.
 
     Attributes:
         model: The model.
         on_end: Called in the event loop with each request whose last answer has ended.
-        totals: What was done so far.
     """
 
     def __init__(self, model: Model) -> None:
         """The thread starts with the first request."""
         self.model = model
         self.on_end: list[Callable[[Generation], None]] = []
-        self.totals = Totals()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: list[_Running] = []
         self._thread: threading.Thread | None = None
@@ -239,11 +227,6 @@ class Driver:
     def _deliver(self, news: Sequence[tuple[Generation, Sequence[News]]]) -> None:
         for generation, its in news:
             if generation.hear(its):
-                self.totals.requests += 1
-                for answer in generation.answers:
-                    self.totals.prompt_tokens += answer.prompt_tokens
-                    self.totals.reused_tokens += answer.reused_tokens
-                    self.totals.tokens += answer.tokens
                 for listener in self.on_end:
                     listener(generation)
 

@@ -12,10 +12,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def error_body(status: int, message: str, code: str) -> bytes:
+def error_body(status: int, message: str, code: str, param: str | None = None) -> bytes:
     """``{"error": {"message", "type", "param", "code"}}``, the type as OpenAI names it for the status."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    error = {"message": message, "type": kind, "param": param, "code": code}
     return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepwell.errors import DeepwellError, UsageError
+from deepwell.errors import DeepwellError, PromptTooLongError, UsageError
 from deepwell.lm.engine.blocks import BlockAllocator
 from deepwell.lm.engine.cores import FreeCores
 from deepwell.lm.engine.paged_cache import PagedCache
@@ -117,7 +117,7 @@ class Engine:
             raise UsageError(f"the prompt holds a token outside the network's {self.model.config.vocab_size}")
         if len(prompt) >= room:
             longest = "this network reads" if room < self.capacity else "the cache holds"
-            raise UsageError(f"the prompt has {len(prompt)} tokens; {longest} {room}, the answer's included")
+            raise PromptTooLongError(f"the prompt has {len(prompt)} tokens; {longest} {room}, the answer's included")
         drafter = Drafter() if self._speculate else None
         sequence = Sequence(prompt, state, limit=min(len(prompt) + most, room), ends=ends, drafter=drafter)
         self.scheduler.add(sequence)
