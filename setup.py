@@ -1,0 +1,25 @@
+"""The compiled part of the package; all else stands in pyproject.toml.
+
+The network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C compiler,
+installation goes on without (``optional``), and the engine computes with PyTorch.
+"""
+
+from setuptools import Extension, setup
+
+ROOM = "src/deepwell/lm/engine/native"
+SOURCES = [f"{ROOM}/{name}.c" for name in ("attention", "experts", "linear", "program", "rowwise")]
+FLAGS = ["-std=gnu11", "-O3", "-pthread", "-Wno-psabi"]
+
+
+def build(name: str, *flags: str) -> Extension:
+    return Extension(
+        f"deepwell.lm.engine.native._{name}",
+        SOURCES,
+        depends=[f"{ROOM}/program.h", f"{ROOM}/vectors.h"],
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=["-pthread", "-lm"],
+        optional=True,
+    )
+
+
+setup(ext_modules=[build("avx2", "-mavx2", "-mfma", "-mf16c"), build("generic")])

@@ -1,0 +1,499 @@
+/* Products of rows with matrices in four formats.
+ *
+ * A matrix lies in panels of 16 outputs. In a panel, from the first input to the last:
+ *
+ *   float32, bf16   for each input its 16 weights
+ *   int8            for each group of 32 inputs: pairs of inputs, each as 16 outputs x 2 weights; then 16 scales (f16)
+ *   int4            for each group: two halves of 8 outputs, each 4 x 32 bytes: byte 4c + i of the j-th holds the weights
+ *                   of output c for the inputs 4j + i (low four bits) and 16 + 4j + i (high); then 16 scales and 16
+ *                   minima (f16)
+ *
+ * Integers: a weight is scale * q (+ minimum), an input scale * a, rounded for each group of each row; products and sums
+ * within a group are exact, groups are added up in order in float32. int8 weights meet inputs of 16 bits, so that only
+ * the weights are coarse; int4 weights meet inputs of 8 bits, four of which are multiplied and added in one lane at once:
+ * 15 * 127 * 2 * 8 = 30480 fits the 16 bits in which a group is summed. */
+
+#include "program.h"
+#include "vectors.h"
+
+#define QUADS (DW_GROUP / 4)
+#define PAIRS (DW_GROUP / 2)
+#define INT8_GROUP (DW_GROUP * DW_PANEL + 2 * DW_PANEL)
+#define INT4_GROUP (DW_GROUP * DW_PANEL / 2 + 4 * DW_PANEL)
+#define FEW 4 /* rows up to which a panel is used as it lies; more, and it is widened first */
+#define TILE_INT_ROWS 4
+#define ROWS_AT_ONCE_BYTES 262144 /* of inputs that every panel meets before the next rows come: half of a usual L2 */
+
+static int32_t groups_of(const dw_matrix *matrix) { return (matrix->in + DW_GROUP - 1) / DW_GROUP; }
+
+static size_t panel_stored(const dw_matrix *matrix) {
+    switch (matrix->format) {
+    case DW_F32: return (size_t)matrix->in * DW_PANEL * 4;
+    case DW_BF16: return (size_t)matrix->in * DW_PANEL * 2;
+    case DW_INT8: return (size_t)groups_of(matrix) * INT8_GROUP;
+    default: return (size_t)groups_of(matrix) * INT4_GROUP;
+    }
+}
+
+/* ---- inputs ---- */
+
+size_t dw_input_bytes(const dw_matrix *matrix, int32_t rows) {
+    if (matrix->format < DW_INT8) return 0;
+    size_t groups = (size_t)groups_of(matrix) * (size_t)rows;
+    return dw_padded(groups * DW_GROUP * (matrix->format == DW_INT8 ? 2 : 1)) + 2 * dw_padded(groups * 4);
+}
+
+void dw_input_place(dw_input *input, const dw_matrix *matrix, int32_t rows, void *memory) {
+    if (matrix->format < DW_INT8) return;
+    size_t groups = (size_t)groups_of(matrix) * (size_t)rows;
+    char *at = memory;
+    input->integers = at;
+    at += dw_padded(groups * DW_GROUP * (matrix->format == DW_INT8 ? 2 : 1));
+    input->scales = (float *)at;
+    input->sums = (float *)(at + dw_padded(groups * 4));
+}
+
+/* Up to 32 floats as integers up to `most`; the scale, and the sum of what the integers stand for. */
+INLINE float round_group(const float *from, int32_t count, float most, i32x8 to[4], float *sum) {
+    float copied[DW_GROUP];
+    if (count < DW_GROUP) {
+        memset(copied, 0, sizeof copied);
+        memcpy(copied, from, (size_t)count * 4);
+        from = copied;
+    }
+    f32x8 largest = all8(0.0f), value[4];
+    for (int i = 0; i < 4; i++) {
+        value[i] = load8(from + 8 * i);
+        largest = max8((f32x8)((i32x8)value[i] & 0x7fffffff), largest);
+    }
+    float top = max_of8(largest), inverse = top > 0 ? most / top : 0;
+    if (!(inverse < 3e38f)) inverse = 0; /* what is this small is nothing */
+    i32x8 total = {0};
+    for (int i = 0; i < 4; i++) {
+        to[i] = (i32x8)(value[i] * inverse + ROUNDS) - 0x4b400000;
+        total += to[i];
+    }
+    float scale = top / most;
+    int32_t whole = 0;
+    for (int i = 0; i < 8; i++) whole += total[i];
+    *sum = scale * (float)whole;
+    return scale;
+}
+
+void dw_input_make(const dw_input *input, const dw_matrix *matrix, int32_t first, int32_t last) {
+    int32_t groups = groups_of(matrix), in = matrix->in;
+    if (matrix->format < DW_INT8) return;
+    for (int64_t row = first; row < last; row++) {
+        for (int32_t group = 0; group < groups; group++) {
+            const float *from = input->rows + row * input->step + group * DW_GROUP;
+            int64_t at = row * groups + group;
+            int32_t count = in - group * DW_GROUP < DW_GROUP ? in - group * DW_GROUP : DW_GROUP;
+            i32x8 to[4];
+            if (matrix->format == DW_INT8) {
+                input->scales[at] = round_group(from, count, 32767.0f, to, &input->sums[at]);
+                int16_t *out = (int16_t *)input->integers + at * DW_GROUP;
+                for (int i = 0; i < 4; i++) {
+                    typedef int16_t i16x8 __attribute__((vector_size(16)));
+                    i16x8 narrow = __builtin_convertvector(to[i], i16x8);
+                    memcpy(out + 8 * i, &narrow, sizeof narrow);
+                }
+            } else {
+                input->scales[at] = round_group(from, count, 127.0f, to, &input->sums[at]);
+                int8_t *out = (int8_t *)input->integers + at * DW_GROUP;
+                for (int i = 0; i < 4; i++) {
+                    typedef int8_t i8x8 __attribute__((vector_size(8)));
+                    i8x8 narrow = __builtin_convertvector(to[i], i8x8);
+                    memcpy(out + 8 * i, &narrow, sizeof narrow);
+                }
+            }
+        }
+    }
+}
+
+/* ---- panels, widened ---- */
+
+size_t dw_panel_bytes(const dw_matrix *matrix) {
+    size_t groups = (size_t)groups_of(matrix);
+    switch (matrix->format) {
+    case DW_F32: return 0;
+    case DW_BF16: return (size_t)matrix->in * DW_PANEL * 4;
+    case DW_INT8: return groups * (DW_GROUP * DW_PANEL * 2 + DW_PANEL * 4);
+    default: return groups * (DW_GROUP * DW_PANEL + 2 * DW_PANEL * 4);
+    }
+}
+
+/* int8: pairs as 16 outputs x 2 weights of 16 bits, then all scales as floats. */
+static void widen_int8(const dw_matrix *matrix, const uint8_t *panel, void *scratch) {
+    int32_t groups = groups_of(matrix);
+    int16_t *weights = scratch;
+    float *scales = (float *)(weights + (size_t)groups * DW_GROUP * DW_PANEL);
+    for (int32_t group = 0; group < groups; group++, panel += INT8_GROUP) {
+        const int8_t *from = (const int8_t *)panel;
+        for (int i = 0; i < DW_GROUP * DW_PANEL; i++) *weights++ = from[i];
+        for (int half = 0; half < 2; half++, scales += 8)
+            store8(scales, load8_f16((const uint16_t *)(panel + DW_GROUP * DW_PANEL) + 8 * half));
+    }
+}
+
+/* int4: quads as 16 outputs x 4 weights of 8 bits, then all scales and minima as floats. */
+static void widen_int4(const dw_matrix *matrix, const uint8_t *panel, void *scratch) {
+    int32_t groups = groups_of(matrix);
+    uint8_t *weights = scratch;
+    float *numbers = (float *)(weights + (size_t)groups * DW_GROUP * DW_PANEL);
+    for (int32_t group = 0; group < groups; group++, panel += INT4_GROUP, weights += DW_GROUP * DW_PANEL) {
+        for (int half = 0; half < 2; half++)
+            for (int j = 0; j < QUADS / 2; j++) {
+                const uint8_t *from = panel + half * 128 + j * 32;
+                uint8_t *low = weights + j * 64 + half * 32, *high = low + QUADS / 2 * 64;
+                for (int i = 0; i < 32; i++) {
+                    low[i] = from[i] & 15;
+                    high[i] = from[i] >> 4;
+                }
+            }
+        for (int i = 0; i < 4; i++, numbers += 8)
+            store8(numbers, load8_f16((const uint16_t *)(panel + DW_GROUP * DW_PANEL / 2) + 8 * i));
+    }
+}
+
+static void widen_bf16(const dw_matrix *matrix, const uint16_t *panel, float *scratch) {
+    for (int64_t i = 0; i < (int64_t)matrix->in * DW_PANEL; i += 8) store8(scratch + i, load8_bf16(panel + i));
+}
+
+/* ---- tiles: some rows, 16 outputs ---- */
+
+INLINE void tile_bf16(const int rows, int count, const float *const *a, const uint16_t *b, f32x8 acc[][2]) {
+    for (int k = 0; k < count; k++, b += DW_PANEL) {
+        f32x8 left = load8_bf16(b), right = load8_bf16(b + 8);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            acc[r][0] += a[r][k] * left;
+            acc[r][1] += a[r][k] * right;
+        }
+    }
+}
+
+#ifdef __AVX2__
+
+#define UNROLL _Pragma("GCC unroll 4")
+
+INLINE __m256i four_bytes(const void *from) {
+    int32_t value;
+    memcpy(&value, from, 4);
+    return _mm256_set1_epi32(value);
+}
+
+/* `a` are rows of int16, `as` their scales; `wide`: the panel was widened. */
+INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t *const *a, const float *const *as,
+                      const void *panel, const float *scales, f32x8 acc[][2]) {
+    const __m256i *widened = panel;
+    const __m128i *stored = panel;
+    for (int g = 0; g < groups; g++) {
+        __m256i sum[TILE_F32_ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 2
+        for (int p = 0; p < PAIRS; p++) {
+            __m256i left, right;
+            if (wide) {
+                left = _mm256_loadu_si256(widened++);
+                right = _mm256_loadu_si256(widened++);
+            } else {
+                left = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
+                right = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m256i pair = four_bytes(a[r] + g * DW_GROUP + 2 * p);
+                sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(left, pair));
+                sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(right, pair));
+            }
+        }
+        f32x8 left, right;
+        if (wide) {
+            left = load8(scales + g * DW_PANEL);
+            right = load8(scales + g * DW_PANEL + 8);
+        } else {
+            left = load8_f16((const uint16_t *)stored);
+            right = load8_f16((const uint16_t *)stored + 8);
+            stored += 2;
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            acc[r][0] += (f32x8)_mm256_cvtepi32_ps(sum[r][0]) * (left * as[r][g]);
+            acc[r][1] += (f32x8)_mm256_cvtepi32_ps(sum[r][1]) * (right * as[r][g]);
+        }
+    }
+}
+
+/* `a` are rows of int8, `as` their scales, `sums` what each group's inputs are together. */
+INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *const *a, const float *const *as,
+                      const float *const *sums, const void *panel, const float *numbers, f32x8 acc[][2]) {
+    const __m256i *widened = panel;
+    const uint8_t *stored = panel;
+    const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
+    for (int g = 0; g < groups; g++) {
+        __m256i sum[TILE_F32_ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+        if (wide) {
+#pragma GCC unroll 2
+            for (int q = 0; q < QUADS; q++) {
+                __m256i left = _mm256_loadu_si256(widened++), right = _mm256_loadu_si256(widened++);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
+                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, quad));
+                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, quad));
+                }
+            }
+        } else {
+#pragma GCC unroll 2
+            for (int q = 0; q < QUADS / 2; q++) {
+                __m256i left = _mm256_loadu_si256((const __m256i *)(stored + 32 * q));
+                __m256i right = _mm256_loadu_si256((const __m256i *)(stored + 128 + 32 * q));
+                __m256i left_low = _mm256_and_si256(left, low), right_low = _mm256_and_si256(right, low);
+                left = _mm256_and_si256(_mm256_srli_epi16(left, 4), low);
+                right = _mm256_and_si256(_mm256_srli_epi16(right, 4), low);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
+                    __m256i later = four_bytes(a[r] + g * DW_GROUP + DW_GROUP / 2 + 4 * q);
+                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left_low, quad));
+                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right_low, quad));
+                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, later));
+                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, later));
+                }
+            }
+        }
+        f32x8 number[4];
+        for (int i = 0; i < 4; i++)
+            number[i] = wide ? load8(numbers + 4 * 8 * g + 8 * i)
+                             : load8_f16((const uint16_t *)(stored + DW_GROUP * DW_PANEL / 2) + 8 * i);
+        stored += INT4_GROUP;
+        UNROLL for (int r = 0; r < rows; r++) {
+            for (int half = 0; half < 2; half++) {
+                f32x8 whole = (f32x8)_mm256_cvtepi32_ps(_mm256_madd_epi16(sum[r][half], ones));
+                acc[r][half] += whole * (number[half] * as[r][g]);
+                acc[r][half] += number[2 + half] * sums[r][g];
+            }
+        }
+    }
+}
+
+#else /* The same sums by plain loops, for processors that are neither. */
+
+INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t *const *a, const float *const *as,
+                      const void *panel, const float *scales, f32x8 acc[][2]) {
+    const int16_t *widened = panel;
+    const int8_t *stored = panel;
+    for (int g = 0; g < groups; g++) {
+        for (int r = 0; r < rows; r++) {
+            int32_t sum[DW_PANEL] = {0};
+            const int16_t *at = a[r] + g * DW_GROUP;
+            for (int k = 0; k < DW_GROUP; k++)
+                for (int c = 0; c < DW_PANEL; c++) {
+                    int place = k / 2 * 2 * DW_PANEL + 2 * c + k % 2;
+                    sum[c] += at[k] * (wide ? widened[place] : stored[place]);
+                }
+            for (int c = 0; c < DW_PANEL; c++) {
+                float scale = wide ? scales[g * DW_PANEL + c]
+                                   : from_f16(((const uint16_t *)(stored + DW_GROUP * DW_PANEL))[c]);
+                acc[r][c / 8][c % 8] += (float)sum[c] * (scale * as[r][g]);
+            }
+        }
+        widened += DW_GROUP * DW_PANEL;
+        stored += INT8_GROUP;
+    }
+}
+
+INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *const *a, const float *const *as,
+                      const float *const *sums, const void *panel, const float *numbers, f32x8 acc[][2]) {
+    const uint8_t *widened = panel, *stored = panel;
+    for (int g = 0; g < groups; g++) {
+        for (int r = 0; r < rows; r++) {
+            int32_t sum[DW_PANEL] = {0};
+            const int8_t *at = a[r] + g * DW_GROUP;
+            for (int k = 0; k < DW_GROUP; k++)
+                for (int c = 0; c < DW_PANEL; c++) {
+                    int weight;
+                    if (wide) {
+                        weight = widened[k / 4 * 4 * DW_PANEL + 4 * c + k % 4];
+                    } else {
+                        int within = k % (DW_GROUP / 2);
+                        int byte = stored[c / 8 * 128 + within / 4 * 32 + c % 8 * 4 + within % 4];
+                        weight = k < DW_GROUP / 2 ? byte & 15 : byte >> 4;
+                    }
+                    sum[c] += at[k] * weight;
+                }
+            for (int c = 0; c < DW_PANEL; c++) {
+                const uint16_t *halves = (const uint16_t *)(stored + DW_GROUP * DW_PANEL / 2);
+                float scale = wide ? numbers[4 * 8 * g + c] : from_f16(halves[c]);
+                float minimum = wide ? numbers[4 * 8 * g + DW_PANEL + c] : from_f16(halves[DW_PANEL + c]);
+                acc[r][c / 8][c % 8] += (float)sum[c] * (scale * as[r][g]);
+                acc[r][c / 8][c % 8] += minimum * sums[r][g];
+            }
+        }
+        widened += DW_GROUP * DW_PANEL;
+        stored += INT4_GROUP;
+    }
+}
+
+#endif
+
+/* ---- a panel and all rows ---- */
+
+INLINE void put(const dw_matrix *matrix, const f32x8 acc[2], int32_t panel, float *y, int32_t add) {
+    int32_t column = panel * DW_PANEL, count = matrix->out - column < DW_PANEL ? matrix->out - column : DW_PANEL;
+    const float *bias = matrix->bias;
+    y += column;
+    if (count == DW_PANEL) {
+        for (int half = 0; half < 2; half++) {
+            f32x8 value = acc[half];
+            if (bias) value += load8(bias + column + 8 * half);
+            if (add) value += load8(y + 8 * half);
+            store8(y + 8 * half, value);
+        }
+        return;
+    }
+    for (int c = 0; c < count; c++) {
+        float value = acc[c / 8][c % 8];
+        if (bias) value += bias[column + c];
+        y[c] = add ? value + y[c] : value;
+    }
+}
+
+typedef struct {
+    const dw_matrix *matrix;
+    const dw_input *input;
+    const int32_t *index;
+    int32_t panel, groups, add, wide;
+    const void *weights;
+    const float *numbers;
+    float *y;
+    int64_t y_row;
+} work;
+
+INLINE void some_rows(const int rows, const int format, const int wide, const work *w, int32_t row) {
+    f32x8 acc[TILE_F32_ROWS][2];
+    const void *a[TILE_F32_ROWS];
+    const float *scales[TILE_F32_ROWS], *sums[TILE_F32_ROWS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        int64_t from = w->index ? w->index[row + r] : row + r;
+        acc[r][0] = acc[r][1] = all8(0.0f);
+        if (format < DW_INT8) {
+            a[r] = w->input->rows + from * w->input->step;
+        } else {
+            int size = format == DW_INT8 ? 2 : 1;
+            a[r] = (const char *)w->input->integers + from * w->groups * DW_GROUP * size;
+            scales[r] = w->input->scales + from * w->groups;
+            sums[r] = w->input->sums + from * w->groups;
+        }
+    }
+    if (format == DW_F32 || (format == DW_BF16 && wide))
+        tile_f32(rows, w->matrix->in, (const float *const *)a, w->weights, DW_PANEL, acc);
+    else if (format == DW_BF16)
+        tile_bf16(rows, w->matrix->in, (const float *const *)a, w->weights, acc);
+    else if (format == DW_INT8)
+        tile_int8(rows, wide, w->groups, (const int16_t *const *)a, scales, w->weights, w->numbers, acc);
+    else
+        tile_int4(rows, wide, w->groups, (const int8_t *const *)a, scales, sums, w->weights, w->numbers, acc);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) put(w->matrix, acc[r], w->panel, w->y + (row + r) * w->y_row, w->add);
+}
+
+INLINE void rows_of(const int format, const int wide, const work *w, int32_t first, int32_t last) {
+    const int most = format < DW_INT8 ? TILE_F32_ROWS : TILE_INT_ROWS;
+    int32_t row = first;
+    for (; row + most <= last; row += most) some_rows(format < DW_INT8 ? 6 : 4, format, wide, w, row);
+    switch (last - row) {
+    case 5: if (format < DW_INT8) some_rows(5, format, wide, w, row); break;
+    case 4: if (format < DW_INT8) some_rows(4, format, wide, w, row); break;
+    case 3: some_rows(3, format, wide, w, row); break;
+    case 2: some_rows(2, format, wide, w, row); break;
+    case 1: some_rows(1, format, wide, w, row); break;
+    default: break;
+    }
+}
+
+/* One function for each format and form, so that each has its registers to itself. */
+static __attribute__((noinline)) void rows_f32(const work *w, int32_t first, int32_t last) { rows_of(DW_F32, 1, w, first, last); }
+static __attribute__((noinline)) void rows_bf16(const work *w, int32_t first, int32_t last) { rows_of(DW_BF16, 0, w, first, last); }
+static __attribute__((noinline)) void rows_int8(const work *w, int32_t first, int32_t last) { rows_of(DW_INT8, 0, w, first, last); }
+static __attribute__((noinline)) void rows_int8_wide(const work *w, int32_t first, int32_t last) { rows_of(DW_INT8, 1, w, first, last); }
+static __attribute__((noinline)) void rows_int4(const work *w, int32_t first, int32_t last) { rows_of(DW_INT4, 0, w, first, last); }
+static __attribute__((noinline)) void rows_int4_wide(const work *w, int32_t first, int32_t last) { rows_of(DW_INT4, 1, w, first, last); }
+
+void dw_panels(const dw_matrix *matrix, const dw_input *input, const int32_t *index, int32_t rows, int32_t panel,
+               int32_t count, float *y, int64_t y_row, int32_t add, void *scratch) {
+    size_t stored = panel_stored(matrix);
+    int32_t groups = groups_of(matrix);
+    work w = {.matrix = matrix, .input = input, .index = index, .groups = groups, .add = add, .y = y, .y_row = y_row};
+    int64_t row_bytes = (int64_t)matrix->in * (matrix->format < DW_INT8 ? 4 : matrix->format == DW_INT8 ? 2 : 1);
+    int64_t some = ROWS_AT_ONCE_BYTES / (row_bytes ? row_bytes : 1) / 12 * 12;
+    int32_t at_once = some < 48 ? 48 : some > rows ? rows : (int32_t)some;
+    for (int32_t first = 0; first < rows; first += at_once) {
+        int32_t last = rows - first < at_once ? rows : first + at_once;
+        int wide = last - first > FEW;
+        for (int32_t p = panel; p < panel + count; p++) {
+            const char *from = (const char *)matrix->panels + (size_t)p * stored;
+            w.panel = p;
+            w.weights = from;
+            if (wide && matrix->format != DW_F32) {
+                w.weights = scratch;
+                w.numbers = (const float *)((const char *)scratch +
+                                            (size_t)groups * DW_GROUP * DW_PANEL * (matrix->format == DW_INT8 ? 2 : 1));
+            }
+            switch (matrix->format) {
+            case DW_F32: rows_f32(&w, first, last); break;
+            case DW_BF16:
+                if (wide) {
+                    widen_bf16(matrix, (const uint16_t *)from, scratch);
+                    rows_f32(&w, first, last);
+                } else {
+                    rows_bf16(&w, first, last);
+                }
+                break;
+            case DW_INT8:
+                if (wide) {
+                    widen_int8(matrix, (const uint8_t *)from, scratch);
+                    rows_int8_wide(&w, first, last);
+                } else {
+                    rows_int8(&w, first, last);
+                }
+                break;
+            default:
+                if (wide) {
+                    widen_int4(matrix, (const uint8_t *)from, scratch);
+                    rows_int4_wide(&w, first, last);
+                } else {
+                    rows_int4(&w, first, last);
+                }
+            }
+        }
+    }
+}
+
+/* ---- the operation ---- */
+
+dw_needs dw_linear_needs(const dw_op *op, const dw_batch *batch) {
+    return (dw_needs){.own = dw_panel_bytes(op->matrix), .shared = dw_input_bytes(op->matrix, batch->rows)};
+}
+
+void dw_linear(const dw_op *op, const dw_thread *thread) {
+    const dw_matrix *matrix = op->matrix; /* all of `heads` have the same shape and format */
+    int32_t rows = thread->batch->rows, panels = (matrix->out + DW_PANEL - 1) / DW_PANEL;
+    dw_input input = {.rows = op->x, .step = op->x_row};
+    if (matrix->format >= DW_INT8) { /* then there is one head: program.py sees to it */
+        int32_t first, last;
+        dw_input_place(&input, matrix, rows, thread->shared);
+        dw_share(thread, rows, &first, &last);
+        dw_input_make(&input, matrix, first, last);
+        dw_wait_for_all(thread);
+    }
+    int32_t all = op->heads * panels, piece = all / (8 * thread->threads), at, count;
+    piece = piece < 1 ? 1 : piece > 16 ? 16 : piece;
+    while ((count = dw_take(thread, all, piece, &at)) > 0)
+        while (count) {
+            int32_t head = at / panels, panel = at % panels, here = panels - panel < count ? panels - panel : count;
+            input.rows = op->x + head * op->x_head;
+            dw_panels(matrix + head, &input, NULL, rows, panel, here, op->y + head * op->y_head, op->y_row,
+                      op->flags & DW_ADD, thread->scratch);
+            at += here;
+            count -= here;
+        }
+}
