@@ -40,6 +40,7 @@ class Model:
         network: The network.
         tokenizer: Text to tokens and back.
         engine: What computes; its counters tell how it does.
+        ends: Tokens that end an answer.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Model:
             speculate=speculate,
             most_sequences=most_sequences,
         )
-        self._ends = frozenset((*tokenizer.eos_token_ids, *network.config.eos_token_id))
+        self.ends = frozenset((*tokenizer.eos_token_ids, *network.config.eos_token_id))
         self._grammars = Grammars(tokenizer)
         self._lock = threading.Lock()
 
@@ -227,7 +228,7 @@ class Model:
             given: Any = prompt
             tokens = [int(token) for token in given]
         state, reply = begin(self.tokenizer, params, tokens, self._grammars, chat=chat, marks=marks)
-        ends = frozenset() if params.ignore_eos else self._ends
+        ends = frozenset() if params.ignore_eos else self.ends
         return Prepared(tokens, state, reply, params.max_tokens, ends)
 
     def start(self, prepared: Prepared) -> Request:
