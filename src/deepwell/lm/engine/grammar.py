@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deepwell.errors import DeepwellError, MissingExtraError, ModelFormatError, UsageError
+from deepwell.lm.engine.schemas import sound
 from deepwell.lm.engine.spelling import spelled
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Grammars:
                 "structured answers need llguidance", hint="Run: pip install 'deepwell[lm]'"
             ) from error
         if params.json_schema is not None:
-            what, form = "json_schema", json.dumps(params.json_schema, ensure_ascii=False)
+            what, form = "json_schema", json.dumps(sound(params.json_schema), ensure_ascii=False)
             source = llguidance.LLMatcher.grammar_from_json_schema(
                 form, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
             )

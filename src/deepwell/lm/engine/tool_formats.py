@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepwell.errors import UsageError
+from deepwell.lm.engine.schemas import sound
 
 if TYPE_CHECKING:
     from deepwell.lm.weights.tokenizer import Tokenizer
@@ -145,7 +146,7 @@ def _check(function: Function) -> None:
 
 def _schema(parameters: Mapping[str, Any]) -> _Raw:
     form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return _Raw("%json " + json.dumps({**parameters, "x-guidance": form}, ensure_ascii=False))
+    return _Raw("%json " + json.dumps({**sound(parameters), "x-guidance": form}, ensure_ascii=False))
 
 
 def format_of(tokenizer: Tokenizer) -> ToolFormat:
