@@ -7,6 +7,9 @@ and a new request joins at the next one (continuous batching, Orca, OSDI 2022; c
 The cache's size is a hard limit. A sequence is admitted when its tokens fit; when a decoding one needs a block and none
 is left, the sequence that came last gives all of its blocks back and waits to be computed again. The first one can take
 everything, and no sequence is longer than the cache, so there is always progress.
+
+Prompts that begin alike and come together are computed once: one that waits is passed over while another computes what
+it begins with, and is admitted when that is in the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from dataclasses import dataclass
 from deepwell.errors import UsageError
 from deepwell.lm.engine.blocks import BlockAllocator, chain
 from deepwell.lm.engine.sequence import Finish, Sequence
+
+_WORTH_WAITING = 64
+"""Tokens that another one must be computing for it: a step costs as much as some tens of tokens beside others do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +103,16 @@ class Scheduler:
             if sequence.remaining > 1 and budget:
                 parts.append(self._piece(sequence, budget))
                 budget -= parts[-1].count
-        while self.waiting and budget and len(self.running) < self.most_sequences and self._admit(self.waiting[0]):
-            self.running.append(self.waiting.popleft())
-            parts.append(self._piece(self.running[-1], budget))
+        for sequence in list(self.waiting):
+            if not budget or len(self.running) >= self.most_sequences:
+                break
+            if self._on_its_way(sequence):
+                continue
+            if not self._admit(sequence):
+                break
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            parts.append(self._piece(sequence, budget))
             budget -= parts[-1].count
         return parts
 
@@ -152,12 +165,27 @@ class Scheduler:
             sequence.table += self.allocator.allocate(wanted, behind=behind, likely=max(0, likely))
         return True
 
+    def _on_its_way(self, sequence: Sequence) -> bool:
+        """Whether so much of a waiting sequence's beginning is being computed for another one that waiting pays."""
+        size = self.allocator.block_size
+        names = self._sharable(sequence)
+        names = names[len(self.allocator.find(names)) :][: max(1, _WORTH_WAITING // size)]
+        if len(names) * size < _WORTH_WAITING:
+            return False
+        # Names are chained: who has the last one has them all.
+        return any(
+            other.remaining > 1 and names[-1] in other.digests[other.computed // size :] for other in self.running
+        )
+
+    def _sharable(self, sequence: Sequence) -> list[bytes]:
+        """The names of its blocks that may be another one's; its last token is computed, as it says what comes next."""
+        size = self.allocator.block_size
+        return chain(sequence.tokens, size, sequence.digests)[: (len(sequence.tokens) - 1) // size]
+
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence blocks for all of its tokens, those that hold its beginning already first."""
         size = self.allocator.block_size
-        digests = chain(sequence.tokens, size, sequence.digests)
-        # The last token is computed in any case: it says what comes next.
-        found = self.allocator.find(digests[: (len(sequence.tokens) - 1) // size])
+        found = self.allocator.find(self._sharable(sequence))
         wanted = self._blocks_of(len(sequence.tokens)) - len(found)
         # Each that runs may soon need one more; admitting now only to preempt then would compute a prompt twice.
         if self.allocator.room_beside(found) < wanted + len(self.running):
