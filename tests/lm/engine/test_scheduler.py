@@ -191,26 +191,23 @@ def test_thousands_of_random_arrivals_cancellations_and_evictions(seed: int) -> 
 
 
 def test_equal_prompts_that_come_together_are_computed_once() -> None:
-    scheduler = _scheduler(256, size=4, budget=70, most=8)
+    scheduler = _scheduler(256, size=4, budget=80, most=8)
     prompt = [number % 7 for number in range(150)]
     same = [_sequence(list(prompt), 3) for _ in range(4)]
     longer, other = _sequence([*prompt, 1, 2, 3], 3), _sequence([9] * 30, 3)
     for sequence in (*same, longer, other):
         scheduler.add(sequence)
-    computed = {id(sequence): 0 for sequence in (*same, longer, other)}
-    for _ in range(6):
-        for part in scheduler.plan():
-            computed[id(part.sequence)] += part.count
-            scheduler.complete(part, [5] if part.chooses and part.sequence.remaining == part.count else ())
-        if all(sequence.answer for sequence in same):
-            break
-    assert computed[id(same[0])] >= 150
-    # After two steps the first one's 140 tokens are there, and the rest is not worth another step's wait.
-    assert [computed[id(one)] - len(one.answer) + 1 for one in same[1:]] == [10, 10, 10]
-    assert [one.reused for one in (*same, longer)] == [0, 140, 140, 140, 140]
-    # One that begins otherwise does not wait for them.
-    assert other.answer
-    assert len(other.answer) >= len(same[1].answer)
+    steps = []
+    for _ in range(3):
+        parts = scheduler.plan()
+        steps.append([(part.sequence, part.count) for part in parts])
+        for part in parts:
+            scheduler.complete(part, [5] if part.chooses else ())
+    # The others wait for what the first one computes, and one that begins otherwise does not wait with them.
+    assert steps[0] == [(same[0], 80)]
+    assert steps[1] == [(same[0], 70), (other, 10)]
+    assert steps[2] == [(same[0], 1), (other, 20), *((one, 2) for one in same[1:]), (longer, 5)]
+    assert [one.reused for one in (*same, longer)] == [0, 148, 148, 148, 148]
 
 
 def test_nobody_waits_for_a_beginning_that_is_not_computed_any_more() -> None:
