@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from deepwell.errors import DeepwellError, MissingExtraError, PromptTooLongError
-from deepwell.server.driver import StoppedError
+from deepwell.server.driver import EngineFailedError, StoppedError
 from deepwell.server.refusals import error_body
 
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
@@ -67,7 +67,7 @@ def body_of(error: ApiError) -> bytes:
 def install(app: FastAPI) -> None:
     """Have an application answer every error in this way."""
     app.add_exception_handler(RequestValidationError, _invalid)
-    for kind in (HTTPException, DeepwellError, StoppedError, Exception):
+    for kind in (HTTPException, DeepwellError, EngineFailedError, StoppedError, Exception):
         app.add_exception_handler(kind, _failed)
 
 

@@ -175,8 +175,11 @@ class Engine:
             sequences = [parts[index].sequence for index in single]
             for index, one in zip(single, self._sample(few, sequences), strict=True):
                 if one is not None:
-                    parts[index].sequence.state.accept(one.token)
-                    chosen[index] = [one]
+                    try:
+                        parts[index].sequence.state.accept(one.token)
+                        chosen[index] = [one]
+                    except DeepwellError as error:
+                        parts[index].sequence.error = error
         for index, (part, here) in enumerate(zip(parts, rows, strict=True)):
             if here.stop - here.start > 1:
                 sequence = part.sequence
