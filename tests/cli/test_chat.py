@@ -2,10 +2,12 @@
 
 import builtins
 import io
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,14 +34,29 @@ class FakeModel:
         self.loaded.append((name, precision, device))
         return self
 
-    def stream(self, messages: Any, params: Any) -> Iterator[Any]:
+    def begin(self, messages: Any, params: Any) -> "FakeRequest":
         self.asked.append(([dict(one) for one in messages], params))
-        try:
-            for number, (text, reasoning) in enumerate(self.pieces):
-                self.at.get(number, lambda: None)()
-                yield SimpleNamespace(text=text, reasoning=reasoning, tokens=1)
-        finally:
-            self.closed += 1
+        return FakeRequest(self)
+
+
+class FakeRequest:
+    """One answer of the fake model."""
+
+    finish, prompt_tokens, reused_tokens, reasoning_tokens = "stop", 11, 4, 2
+
+    def __init__(self, model: FakeModel) -> None:
+        self.model = model
+
+    def __enter__(self) -> "FakeRequest":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.model.closed += 1
+
+    def pieces(self) -> Iterator[Any]:
+        for number, (text, reasoning) in enumerate(self.model.pieces):
+            self.model.at.get(number, lambda: None)()
+            yield SimpleNamespace(text=text, reasoning=reasoning, tokens=1)
 
 
 @pytest.fixture
@@ -100,11 +117,65 @@ def test_on_a_terminal_thoughts_are_dim_and_the_speed_is_told(
 def test_a_conversation_remembers_and_may_begin_anew(
     deepwell: Call, model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed(monkeypatch, "One?", "", "Two?", KeyboardInterrupt(), "/new", "Three?")
+    typed(monkeypatch, "One?", "", "Two?", KeyboardInterrupt(), "/reset", "Three?")
     assert deepwell("chat", "small", "--system", "S").code == 0
     asked = [[one["content"] for one in messages] for messages, _ in model.asked]
     answer = "Rome it is\x1b[2J."
     assert asked == [["S", "One?"], ["S", "One?", answer, "Two?"], ["S", "Three?"]]
+
+
+def test_commands_act_on_the_conversation_and_wrong_ones_are_told(
+    deepwell: Call, model: FakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.json"
+    lines = ['"""One', "two", '"""', "/thoughts", "/fly", "/system Be brief.", "Four?", f"/save {file}", "/help"]
+    typed(monkeypatch, *lines)
+    ran = deepwell("chat", "small")
+    assert ran.code == 0
+    assert model.asked[0][0] == [{"role": "user", "content": "One\ntwo"}]
+    assert [one["role"] for one in model.asked[1][0]] == ["system", "user", "assistant", "user"]
+    assert "\nHm.\n" in ran.out
+    assert "error: there is no command /fly" in ran.err
+    assert "/save FILE" in ran.out
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert [one["content"] for one in saved][:2] == ["Be brief.", "One\ntwo"]
+    assert saved[2]["reasoning_content"] == "Hm."
+
+
+def test_json_gives_an_answer_on_a_line(deepwell: Call, model: FakeModel) -> None:
+    ran = deepwell("chat", "small", "capital?", "--json", "--system", "S")
+    assert ran.code == 0
+    (line,) = ran.out.splitlines()
+    told = json.loads(line)
+    assert (told["text"], told["reasoning"], told["finish"]) == ("Rome it is\x1b[2J.", "Hm.", "stop")
+    assert (told["prompt_tokens"], told["reused_tokens"], told["tokens"], told["reasoning_tokens"]) == (11, 4, 4, 2)
+    assert 0 <= told["seconds_to_first_token"] <= told["seconds"]
+    assert [one["content"] for one in model.asked[0][0]] == ["S", "capital?"]
+
+
+def test_json_from_a_pipe_is_a_conversation_of_lines(
+    deepwell: Call, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        model.at.clear()
+        raise UsageError("the prompt has 9000 tokens", hint="Begin anew.")
+
+    model.at = {0: fail}
+    monkeypatch.setattr(sys, "stdin", io.StringIO('Long?\n\n"two\\nlines"\n[3]\n'))
+    ran = deepwell("chat", "small", "--json")
+    assert ran.code == 3
+    first, second, third = map(json.loads, ran.out.splitlines())
+    assert first == {"error": {"code": "bad-usage", "message": "the prompt has 9000 tokens", "hint": "Begin anew."}}
+    assert second["text"] == third["text"] == "Rome it is\x1b[2J."
+    asked = [[one["content"] for one in messages] for messages, _ in model.asked]
+    assert asked == [["Long?"], ["two\nlines"], ["two\nlines", "Rome it is\x1b[2J.", "[3]"]]
+
+
+def test_json_says_that_an_answer_was_stopped(deepwell: Call, model: FakeModel) -> None:
+    model.at = {3: lambda: os.kill(os.getpid(), signal.SIGINT)}
+    ran = deepwell("chat", "small", "One?", "--json")
+    assert ran.code == 130
+    assert json.loads(ran.out)["finish"] == "cancelled"
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(
@@ -118,7 +189,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     assert model.closed == 2
     assert ran.out.count("Rome") == 2
     assert "it is" not in ran.out
-    assert model.asked[1][0][1] == {"role": "assistant", "content": "Rome"}
+    assert model.asked[1][0][1] == {"role": "assistant", "content": "Rome", "reasoning_content": "Hm."}
     assert signal.getsignal(signal.SIGINT) is before
 
 

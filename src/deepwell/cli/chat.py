@@ -1,58 +1,28 @@
 """``deepwell chat``: talk to a language model of this machine.
 
-Ctrl-C stops an answer, not the program: what was written stays part of the conversation. A signal is only taken note of
-while an answer is computed, and acted on between two tokens, so the engine is never cut off in the middle of a step.
+Ctrl-C stops an answer, not the program: what was written stays part of the conversation. With ``--json`` a program
+does the talking: a message a line goes in, an object a line comes out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
+import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepwell.cli.answering import THOUGHTS, Display, Said, Thoughts, hear, visible
+from deepwell.cli.conversation import Conversation, read_message
 from deepwell.cli.models import ModelName
 from deepwell.errors import DeepwellError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from deepwell.lm.engine.model import Model
     from deepwell.lm.engine.params import SamplingParams
 
-_HELP = "Ctrl-C stops an answer, Ctrl-D ends the chat, /new begins another one."
-
-
-@dataclass
-class _Said:
-    """One answer: its words, and when they came."""
-
-    text: str = ""
-    reasoning: str = ""
-    tokens: int = 0
-    first_tokens: int = 0
-    times: list[float] = field(default_factory=list)
-    stopped: bool = False
-
-    def note(self, tokens: int) -> None:
-        """Take note that tokens have come."""
-        self.tokens += tokens
-        self.first_tokens = self.first_tokens or tokens
-        self.times.append(time.perf_counter())
-
-    @property
-    def speed(self) -> str:
-        """How many tokens came, after what wait, and how fast the others followed."""
-        began, first, last = self.times[0], self.times[min(1, len(self.times) - 1)], self.times[-1]
-        told = f"{self.tokens} tokens, the first after {first - began:.1f} s"
-        rest = self.tokens - self.first_tokens
-        return f"{told}, then {rest / (last - first):.1f} tokens/s" if rest and last > first else told
+_HELP = "Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands."
 
 
 @click.command()
@@ -61,6 +31,7 @@ class _Said:
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--thinking/--no-thinking", default=None, help="Ask for reasoning first, or for none.")
 @click.option("--thinking-budget", type=int, metavar="N", help="End a thought after that many tokens.")
+@click.option("--thoughts", type=click.Choice(THOUGHTS), default="dim", show_default=True, help="How they are shown.")
 @click.option("--max-tokens", default=1024, show_default=True, metavar="N", help="Tokens of an answer, at most.")
 @click.option(
     "--temperature", default=0.7, show_default=True, metavar="T", help="0 takes the likeliest word each time."
@@ -71,28 +42,49 @@ class _Said:
 @click.option("--seed", type=int, metavar="N", help="The same number draws the same answer again.")
 @click.option("--precision", default="auto", show_default=True, metavar="WORD", help="Of the weights in memory.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, or cuda with a GPU.")
-def chat(model: str, question: tuple[str, ...], system: str | None, precision: str, device: str, **asked: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as JSON on a line; see below.")
+def chat(
+    model: str,
+    question: tuple[str, ...],
+    system: str | None,
+    thoughts: Thoughts,
+    precision: str,
+    device: str,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Talk to a language model of this machine.
 
     MODEL is a name of `deepwell models list`, a model's folder or a GGUF file. With a QUESTION, or with one piped in,
     there is one answer and the program ends.
+
+    With --json an answer is an object on one line: its text, reasoning, how it finished, counts of tokens and seconds.
+    What is piped in then is a conversation, a message a line; a line that is a JSON string may hold line breaks.
     """
     from deepwell.lm.engine.params import SamplingParams
 
     params = SamplingParams(**asked)
     words = " ".join(question)
-    piped = not words and not sys.stdin.isatty()
-    if piped:
+    talk = Conversation(system or "")
+    if as_json and not words:
+        _exchange(_load(model, precision, device), talk, params)
+        return
+    if not words and not sys.stdin.isatty():
         words = sys.stdin.read().strip()
         if not words:
             raise UsageError("there is no question", hint=f'Ask one: deepwell chat {model} "What is a heat pump?"')
-    before = [{"role": "system", "content": system}] if system else []
     loaded = _load(model, precision, device)
-    if words:
-        if _answer(loaded, [*before, {"role": "user", "content": words}], params).stopped:
-            raise KeyboardInterrupt
+    if not words:
+        _talk(loaded, talk, params, thoughts)
         return
-    _talk(loaded, before, params)
+    talk.turns.append({"role": "user", "content": words})
+    if as_json:
+        said = hear(loaded, talk.messages, params)
+        _print_line(said.record)
+    else:
+        said = _answer(loaded, talk, params, thoughts)
+    if said.stopped:
+        raise KeyboardInterrupt
 
 
 def _load(name: str, precision: str, device: str) -> Model:
@@ -103,7 +95,7 @@ def _load(name: str, precision: str, device: str) -> Model:
         return Model.load(name, precision=precision, device=device)
 
 
-def _talk(model: Model, before: Sequence[dict[str, str]], params: SamplingParams) -> None:
+def _talk(model: Model, talk: Conversation, params: SamplingParams, thoughts: Thoughts) -> None:
     """Questions and answers until the input ends."""
     from deepwell.cli import render
 
@@ -111,81 +103,72 @@ def _talk(model: Model, before: Sequence[dict[str, str]], params: SamplingParams
         import readline  # noqa: F401  (input() then edits lines and remembers them)
     out = render.console()
     out.print(_HELP, style="dim")
-    turns: list[dict[str, str]] = []
     while True:
         try:
-            words = input("\n> ").strip()
+            words, is_command = read_message(input)
         except EOFError:
             out.print()
             return
         except KeyboardInterrupt:
             out.print(f"\n{_HELP}", style="dim")
             continue
-        if words == "/new":
-            turns.clear()
-            out.print("A new conversation.", style="dim")
-        elif words:
-            turns.append({"role": "user", "content": words})
-            try:
-                said = _answer(model, [*before, *turns], params)
-            except DeepwellError as error:
-                turns.pop()
-                click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
-                continue
-            turns.append({"role": "assistant", "content": said.text})
+        try:
+            if is_command:
+                out.print(visible(talk.command(words)), style="dim", markup=False, highlight=False)
+            elif words:
+                talk.turns.append({"role": "user", "content": words})
+                talk.turns.append(_answer(model, talk, params, thoughts).message)
+        except DeepwellError as error:
+            if talk.turns and talk.turns[-1]["role"] == "user":
+                talk.turns.pop()
+            click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
 
 
-def _answer(model: Model, messages: Sequence[dict[str, str]], params: SamplingParams) -> _Said:
+def _answer(model: Model, talk: Conversation, params: SamplingParams, thoughts: Thoughts) -> Said:
     """Stream one answer to the terminal; on a pipe, the answer alone."""
     from deepwell.cli import render
 
-    out = render.console()
-    said = _Said(times=[time.perf_counter()])
-    with _stoppable() as asked_to_stop:
-        pieces = model.stream(messages, params)
-        for piece in pieces:
-            said.note(piece.tokens)
-            _show(out, said, piece.text, piece.reasoning)
-            if asked_to_stop():
-                said.stopped = True
-                break
-        pieces.close()
-    out.print()
-    if out.is_terminal:
-        out.print(f"{said.speed}, stopped" if said.stopped else said.speed, style="dim")
+    display = Display(render.console(), thoughts)
+    try:
+        said = hear(model, talk.messages, params, display.show)
+    finally:
+        display.close()
+    display.end(said)
     return said
 
 
-def _show(out: Console, said: _Said, text: str, reasoning: str) -> None:
-    """Print a piece as it comes: thoughts dim, and on a terminal only; an empty line between them and the answer."""
-    if reasoning and out.is_terminal:
-        out.print(_visible(reasoning), style="dim italic", end="", markup=False, soft_wrap=True)
-    said.reasoning += reasoning
-    if text:
-        gap = "\n\n" if said.reasoning and not said.text and out.is_terminal else ""
-        out.print(gap + _visible(text), end="", markup=False, soft_wrap=True)
-    said.text += text
-    out.file.flush()
-
-
-def _visible(text: str) -> str:
-    """Text without control characters: a model must not move the reader's cursor."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Take note of Ctrl-C and go on; a second one ends the program as always."""
-    came: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        del frame
-        came.append(number)
-        if len(came) > 1:
+def _exchange(model: Model, talk: Conversation, params: SamplingParams) -> None:
+    """A conversation of a program: a message a line in, an object a line out. One that fails is left out of it."""
+    failed = False
+    for line in sys.stdin:
+        words = _message_of(line)
+        if not words:
+            continue
+        talk.turns.append({"role": "user", "content": words})
+        try:
+            said = hear(model, talk.messages, params)
+        except DeepwellError as error:
+            talk.turns.pop()
+            failed = True
+            _print_line({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+            continue
+        talk.turns.append(said.message)
+        _print_line(said.record)
+        if said.stopped:
             raise KeyboardInterrupt
+    if failed:
+        click.get_current_context().exit(3)
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def _message_of(line: str) -> str:
+    line = line.strip()
+    with contextlib.suppress(ValueError):
+        value = json.loads(line)
+        if isinstance(value, str):
+            return value
+    return line
+
+
+def _print_line(record: dict[str, Any]) -> None:
+    click.echo(json.dumps(record, ensure_ascii=False))
+    sys.stdout.flush()

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from deepwell.lm.engine.model import Model
     from deepwell.lm.engine.params import SamplingParams
     from deepwell.lm.engine.request import Completion
+    from deepwell.lm.engine.tool_calls import ToolCall, ToolDelta, ToolParser
     from deepwell.lm.model.config import ModelConfig
     from deepwell.lm.model.transformer import Transformer
     from deepwell.lm.weights.opening import load
     from deepwell.lm.weights.saving import save
     from deepwell.lm.weights.tokenizer import Tokenizer
 
-__all__ = ["Completion", "Model", "ModelConfig", "SamplingParams", "Tokenizer", "Transformer", "load", "save"]
+__all__ = [
+    "Completion", "Model", "ModelConfig", "SamplingParams", "Tokenizer", "ToolCall", "ToolDelta", "ToolParser",
+    "Transformer", "load", "save",
+]  # fmt: skip
 
 _HOMES = {
     "Completion": "deepwell.lm.engine.request",
@@ -28,6 +32,9 @@ _HOMES = {
     "ModelConfig": "deepwell.lm.model.config",
     "SamplingParams": "deepwell.lm.engine.params",
     "Tokenizer": "deepwell.lm.weights.tokenizer",
+    "ToolCall": "deepwell.lm.engine.tool_calls",
+    "ToolDelta": "deepwell.lm.engine.tool_calls",
+    "ToolParser": "deepwell.lm.engine.tool_calls",
     "Transformer": "deepwell.lm.model.transformer",
     "load": "deepwell.lm.weights.opening",
     "save": "deepwell.lm.weights.saving",
