@@ -94,11 +94,11 @@ def test_smollm2_keeps_two_hundred_schemas() -> None:
     model = Model.load("smollm2-135m-instruct", device="cpu")
     wanted = [schema(seed) for seed in range(200)]
     asked = [{"role": "user", "content": "Write an example of JSON."}]
-    begun = [model.begin(asked, SamplingParams(seed=1, max_tokens=600, json_schema=one)) for one in wanted]
+    begun = [model.begin(asked, SamplingParams(seed=1, max_tokens=400, json_schema=one)) for one in wanted]
     for request, one in zip(begun, wanted, strict=True):
         answer = request.result()
         if answer.finish == "length":
             # Trees alone have no end, and a small model lets them grow up to any limit.
-            assert "twigs" in one["properties"]
+            assert '"#"' in json.dumps(one)
             continue
         assert _valid(answer.text, one), (one, answer.text)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deepwell.errors import DeepwellError, MissingExtraError, ModelFormatError, UsageError
+from deepwell.lm.engine.digits import DigitCount, leading_digits
 from deepwell.lm.engine.schemas import sound
 from deepwell.lm.engine.spelling import spelled
 
@@ -38,8 +39,11 @@ _KEPT = 32
 class Grammar:
     """A ``Constraint``: one answer on its way through a grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, digits: _Digits | None = None) -> None:
+        """``digits``: the answer is JSON, and its numbers are to have an end."""
         self._matcher = matcher
+        self._digits = digits
+        self._count = DigitCount()
         self._ended = False
 
     @property
@@ -55,6 +59,9 @@ class Grammar:
         """
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         self._check()
+        if self._digits is not None and self._count.left < self._digits.most:
+            fitting = allowed * (self._digits.leading <= self._count.left)
+            allowed = fitting if fitting.any() else allowed
         return logits.masked_fill(allowed[: len(logits)].to(logits.device) == 0, -math.inf)
 
     def accept(self, token: int) -> None:
@@ -65,11 +72,23 @@ class Grammar:
         """
         self._matcher.consume_token(token)
         self._check()
+        if self._digits is not None:
+            self._count.push(self._digits.tokenizer.token_bytes(token))
 
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().split("<backtrace>")[0].split())[:300]
             raise DeepwellError(f"the answer's grammar cannot be followed: {reason}", hint="Simplify the schema.")
+
+
+class _Digits:
+    """With how many digits each token of a vocabulary begins."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        pieces = (tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
+        self.leading = torch.tensor([leading_digits(piece) for piece in pieces])
+        self.most = int(self.leading.max())
 
 
 class Grammars:
@@ -81,6 +100,7 @@ class Grammars:
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._made: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._lock = Lock()
+        self._digits: _Digits | None = None
 
     def begin(self, params: SamplingParams) -> Grammar | None:
         """The grammar of a new answer; None if it may have any form.
@@ -109,8 +129,12 @@ class Grammars:
         else:
             one_of = "|".join(_literally(text) for text in params.choice or ())
             what, source = "choice", llguidance.LLMatcher.grammar_from_regex(one_of)
+        is_json = what == "json_schema" or "%json" in (params.grammar or "")
         with self._lock:
-            return Grammar(self._compiled(what, source).deep_copy())
+            matcher = self._compiled(what, source).deep_copy()
+            if is_json and self._digits is None:
+                self._digits = _Digits(self._tokenizer)
+            return Grammar(matcher, self._digits if is_json else None)
 
     def _compiled(self, what: str, source: str) -> llguidance.LLMatcher:
         import llguidance
