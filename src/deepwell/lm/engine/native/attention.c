@@ -16,6 +16,7 @@
 #define KEYS 16          /* tokens whose keys are unpacked together */
 #define VALUES 64        /* tokens whose values are */
 #define MOST_QUERIES 48
+#define AHEAD 2 /* pieces of keys that are asked for in advance */
 #define SCORES_BYTES 262144 /* that a piece's scores should not exceed */
 
 static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -50,8 +51,8 @@ dw_needs dw_attend_needs(const dw_op *op, const dw_batch *batch) {
         size_t here = (size_t)c.heads * (size_t)c.rows * (size_t)c.length;
         scores = here > scores ? here : scores;
     }
-    size_t keys = (size_t)op->key_width * KEYS, values = value_columns(op) * VALUES;
-    return (dw_needs){.own = 4 * (scores + keys + values + MOST_QUERIES * value_columns(op)) + 4 * DW_ALIGN};
+    size_t keys = (size_t)op->key_width * (KEYS + 1), values = value_columns(op) * VALUES;
+    return (dw_needs){.own = 4 * (scores + keys + values + MOST_QUERIES * value_columns(op)) + 5 * DW_ALIGN};
 }
 
 typedef struct {
@@ -60,51 +61,70 @@ typedef struct {
     const int32_t *table;
     int32_t key, value; /* where this group's begin in a row */
     float *keys, *values, *scores, *found;
+    const float *nothing; /* a row of zeros */
     int32_t length;
 } place;
 
-INLINE int64_t row_at(const place *p, int32_t token) {
-    int32_t block = p->batch->block;
-    return ((int64_t)p->table[token / block] * block + token % block) * p->op->cache_width;
+INLINE const char *row_in(const place *p, int64_t slot, int32_t at) {
+    return (const char *)p->op->cache + (slot * p->op->cache_width + at) * (p->op->cache_format == DW_F32 ? 4 : 2);
+}
+
+/* Where part `at` of the rows of `count` tokens lies; zeros from `end` on. */
+INLINE void find_rows(const place *p, int32_t first, int32_t count, int32_t end, int32_t at, const char **rows) {
+    int32_t block = p->batch->block, index = first / block, within = first % block;
+    for (int32_t t = 0; t < count; t++) {
+        rows[t] = first + t < end ? row_in(p, (int64_t)p->table[index] * block + within, at) : (const char *)p->nothing;
+        if (++within == block) within = 0, index++;
+    }
+}
+
+/* Asks memory for part `at` of some rows. In decoding they come from afar, in short pieces that the processor does not
+ * foresee, and waiting for them took longer than all else. The first line of a row is read and not only asked for: what
+ * is asked for from a page that was not in use is not fetched. */
+static void foresee(const place *p, int32_t first, int32_t end, int32_t at, int32_t width) {
+    const char *rows[KEYS];
+    int32_t count = min32(KEYS, end - first);
+    size_t bytes = (size_t)width * (p->op->cache_format == DW_F32 ? 4 : 2);
+    if (count <= 0) return;
+    find_rows(p, first, count, end, at, rows);
+    for (int32_t t = 0; t < count; t++) {
+        (void)*(const volatile char *)rows[t];
+        for (size_t line = DW_ALIGN; line < bytes; line += DW_ALIGN) __builtin_prefetch(rows[t] + line);
+    }
+}
+
+INLINE f32x8 load8_of(const int format, const char *row, int32_t at) {
+    return format == DW_F32 ? load8((const float *)row + at) : load8_bf16((const uint16_t *)row + at);
+}
+
+INLINE float load_of(const int format, const char *row, int32_t at) {
+    return format == DW_F32 ? ((const float *)row)[at] : from_bf16(((const uint16_t *)row)[at]);
 }
 
 /* keys[d][t] of the tokens first..first+15; 0 from `end` on. */
-static void unpack_keys(const place *p, int32_t first, int32_t end) {
+INLINE void unpack_keys(const int format, const place *p, int32_t first, int32_t end) {
     int32_t width = p->op->key_width, whole = width / 8 * 8;
-    const float *wide[KEYS] = {0};
-    const uint16_t *half[KEYS] = {0};
-    for (int t = 0; t < KEYS && first + t < end; t++) {
-        int64_t at = row_at(p, first + t) + p->key;
-        if (p->op->cache_format == DW_F32) wide[t] = (const float *)p->op->cache + at;
-        else half[t] = (const uint16_t *)p->op->cache + at;
-    }
+    const char *rows[KEYS];
+    find_rows(p, first, KEYS, end, p->key, rows);
     for (int32_t d = 0; d < whole; d += 8)
         for (int side = 0; side < KEYS; side += 8) {
             f32x8 block[8];
-            for (int t = 0; t < 8; t++)
-                block[t] = half[side + t]   ? load8_bf16(half[side + t] + d)
-                           : wide[side + t] ? load8(wide[side + t] + d)
-                                            : all8(0.0f);
+            for (int t = 0; t < 8; t++) block[t] = load8_of(format, rows[side + t], d);
             transpose8(block, p->keys + (int64_t)d * KEYS + side, KEYS);
         }
     for (int32_t d = whole; d < width; d++)
-        for (int t = 0; t < KEYS; t++)
-            p->keys[(int64_t)d * KEYS + t] = half[t] ? from_bf16(half[t][d]) : wide[t] ? wide[t][d] : 0.0f;
+        for (int t = 0; t < KEYS; t++) p->keys[(int64_t)d * KEYS + t] = load_of(format, rows[t], d);
 }
 
 /* values[t][d] of `count` tokens. */
-static void unpack_values(const place *p, int32_t first, int32_t count) {
+INLINE void unpack_values(const int format, const place *p, int32_t first, int32_t count) {
     int32_t width = p->op->value_width, columns = (int32_t)value_columns(p->op), whole = width / 8 * 8;
+    const char *rows[VALUES];
+    find_rows(p, first, count, first + count, p->value, rows);
     for (int32_t t = 0; t < count; t++) {
         float *to = p->values + (int64_t)t * columns;
-        int64_t at = row_at(p, first + t) + p->value;
-        if (p->op->cache_format == DW_F32) {
-            memcpy(to, (const float *)p->op->cache + at, (size_t)width * 4);
-        } else {
-            const uint16_t *from = (const uint16_t *)p->op->cache + at;
-            for (int32_t d = 0; d < whole; d += 8) store8(to + d, load8_bf16(from + d));
-            for (int32_t d = whole; d < width; d++) to[d] = from_bf16(from[d]);
-        }
+        for (int32_t d = 0; d < whole; d += 8) store8(to + d, load8_of(format, rows[t], d));
+        for (int32_t d = whole; d < width; d++) to[d] = load_of(format, rows[t], d);
         for (int32_t d = width; d < columns; d++) to[d] = 0.0f;
     }
 }
@@ -184,14 +204,20 @@ static void attend_piece(const dw_op *op, const dw_thread *thread, const dw_stre
     memory += dw_padded((size_t)columns * VALUES * 4);
     p.found = (float *)memory;
     memory += dw_padded((size_t)columns * MOST_QUERIES * 4);
+    p.nothing = memset(memory, 0, (size_t)op->key_width * 4);
+    memory += dw_padded((size_t)op->key_width * 4);
     p.scores = (float *)memory;
     float *scores = p.scores, *found = p.found;
     const float *query[MOST_QUERIES];
     for (int32_t q = 0; q < queries; q++)
         query[q] = op->x + (stretch->first + row + q / heads) * op->x_row + (group * each + head + q % heads) * op->x_head;
 
+    for (int32_t token = begin; token < begin + AHEAD * KEYS; token += KEYS) foresee(&p, token, end, p.key, op->key_width);
     for (int32_t token = begin; token < end; token += KEYS) {
-        unpack_keys(&p, token, end);
+        foresee(&p, token + AHEAD * KEYS, end, p.key, op->key_width);
+        foresee(&p, token, end, p.value, op->value_width);
+        if (op->cache_format == DW_F32) unpack_keys(DW_F32, &p, token, end);
+        else unpack_keys(DW_BF16, &p, token, end);
         for (int32_t q = 0; q < queries; q += TILE_F32_ROWS) {
             p.scores = scores + (int64_t)q * c->length;
             BY_ROWS(score_rows, queries - q, &p, query + q, token - begin)
@@ -206,7 +232,8 @@ static void attend_piece(const dw_op *op, const dw_thread *thread, const dw_stre
     memset(found, 0, (size_t)queries * (size_t)columns * 4);
     for (int32_t token = begin; token < end; token += VALUES) {
         int32_t count = min32(VALUES, end - token);
-        unpack_values(&p, token, count);
+        if (op->cache_format == DW_F32) unpack_values(DW_F32, &p, token, count);
+        else unpack_values(DW_BF16, &p, token, count);
         for (int32_t q = 0; q < queries; q += TILE_F32_ROWS) {
             p.scores = scores + (int64_t)q * c->length;
             p.found = found + (int64_t)q * columns;

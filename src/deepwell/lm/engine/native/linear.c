@@ -53,61 +53,66 @@ void dw_input_place(dw_input *input, const dw_matrix *matrix, int32_t rows, void
     input->sums = (float *)(at + dw_padded(groups * 4));
 }
 
-/* Up to 32 floats as integers up to `most`; the scale, and the sum of what the integers stand for. */
-INLINE float round_group(const float *from, int32_t count, float most, i32x8 to[4], float *sum) {
+/* A group's floats as integers up to `most`, of 16 bits or of 8: their scale, and what they stand for together. */
+INLINE float round_group(const float *from, int32_t count, const int narrow, void *to, float *sum) {
+    const float most = narrow ? 127.0f : 32767.0f;
     float copied[DW_GROUP];
     if (count < DW_GROUP) {
         memset(copied, 0, sizeof copied);
         memcpy(copied, from, (size_t)count * 4);
         from = copied;
     }
-    f32x8 largest = all8(0.0f), value[4];
+    f32x8 value[4], largest = all8(0.0f);
     for (int i = 0; i < 4; i++) {
         value[i] = load8(from + 8 * i);
         largest = max8((f32x8)((i32x8)value[i] & 0x7fffffff), largest);
     }
-    float top = max_of8(largest), inverse = top > 0 ? most / top : 0;
+    float top = max_of8(largest), inverse = top > 0 ? most / top : 0, scale = top / most;
     if (!(inverse < 3e38f)) inverse = 0; /* what is this small is nothing */
-    i32x8 total = {0};
-    for (int i = 0; i < 4; i++) {
-        to[i] = (i32x8)(value[i] * inverse + ROUNDS) - 0x4b400000;
-        total += to[i];
+#ifdef __AVX2__
+    __m256i whole[4];
+    for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32((__m256)(value[i] * inverse));
+    /* Packing works on the halves of a register apart: what it mixes up is put back in order. */
+    __m256i one = _mm256_packs_epi32(whole[0], whole[1]), other = _mm256_packs_epi32(whole[2], whole[3]);
+    if (!narrow) {
+        _mm256_storeu_si256(to, _mm256_permute4x64_epi64(one, 0xd8));
+        _mm256_storeu_si256((__m256i *)to + 1, _mm256_permute4x64_epi64(other, 0xd8));
+        return scale;
     }
-    float scale = top / most;
-    int32_t whole = 0;
-    for (int i = 0; i < 8; i++) whole += total[i];
-    *sum = scale * (float)whole;
+    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(one, other), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(to, bytes);
+    __m256i total = _mm256_madd_epi16(_mm256_add_epi16(one, other), _mm256_set1_epi16(1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    *sum = scale * (float)(_mm_cvtsi128_si32(four) + _mm_extract_epi32(four, 1));
+#else
+    int32_t total = 0;
+    for (int i = 0; i < DW_GROUP; i++) {
+        int32_t whole = ((i32x8)(value[i / 8] * inverse + ROUNDS))[i % 8] - 0x4b400000;
+        if (narrow) ((int8_t *)to)[i] = (int8_t)whole;
+        else ((int16_t *)to)[i] = (int16_t)whole;
+        total += whole;
+    }
+    *sum = scale * (float)total;
+#endif
     return scale;
 }
 
-void dw_input_make(const dw_input *input, const dw_matrix *matrix, int32_t first, int32_t last) {
-    int32_t groups = groups_of(matrix), in = matrix->in;
-    if (matrix->format < DW_INT8) return;
-    for (int64_t row = first; row < last; row++) {
+INLINE void round_rows(const dw_input *input, const dw_matrix *matrix, const int narrow, int64_t first, int64_t last) {
+    int32_t groups = groups_of(matrix);
+    for (int64_t row = first; row < last; row++)
         for (int32_t group = 0; group < groups; group++) {
-            const float *from = input->rows + row * input->step + group * DW_GROUP;
             int64_t at = row * groups + group;
-            int32_t count = in - group * DW_GROUP < DW_GROUP ? in - group * DW_GROUP : DW_GROUP;
-            i32x8 to[4];
-            if (matrix->format == DW_INT8) {
-                input->scales[at] = round_group(from, count, 32767.0f, to, &input->sums[at]);
-                int16_t *out = (int16_t *)input->integers + at * DW_GROUP;
-                for (int i = 0; i < 4; i++) {
-                    typedef int16_t i16x8 __attribute__((vector_size(16)));
-                    i16x8 narrow = __builtin_convertvector(to[i], i16x8);
-                    memcpy(out + 8 * i, &narrow, sizeof narrow);
-                }
-            } else {
-                input->scales[at] = round_group(from, count, 127.0f, to, &input->sums[at]);
-                int8_t *out = (int8_t *)input->integers + at * DW_GROUP;
-                for (int i = 0; i < 4; i++) {
-                    typedef int8_t i8x8 __attribute__((vector_size(8)));
-                    i8x8 narrow = __builtin_convertvector(to[i], i8x8);
-                    memcpy(out + 8 * i, &narrow, sizeof narrow);
-                }
-            }
+            int32_t count = matrix->in - group * DW_GROUP;
+            input->scales[at] = round_group(input->rows + row * input->step + group * DW_GROUP,
+                                            count < DW_GROUP ? count : DW_GROUP, narrow,
+                                            (char *)input->integers + at * DW_GROUP * (narrow ? 1 : 2), &input->sums[at]);
         }
-    }
+}
+
+void dw_input_make(const dw_input *input, const dw_matrix *matrix, int32_t first, int32_t last) {
+    if (matrix->format == DW_INT8) round_rows(input, matrix, 0, first, last);
+    if (matrix->format == DW_INT4) round_rows(input, matrix, 1, first, last);
 }
 
 /* ---- panels, widened ---- */
@@ -176,6 +181,10 @@ INLINE void tile_bf16(const int rows, int count, const float *const *a, const ui
 
 #define UNROLL _Pragma("GCC unroll 4")
 
+/* Holds the compiler to the order in which rows stand here: it would load all rows' inputs first, and run out of
+ * registers for the sums. */
+#define ROW_DONE(sum) __asm__ volatile("" : "+x"((sum)[0]), "+x"((sum)[1]))
+
 INLINE __m256i four_bytes(const void *from) {
     int32_t value;
     memcpy(&value, from, 4);
@@ -204,6 +213,7 @@ INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t 
                 __m256i pair = four_bytes(a[r] + g * DW_GROUP + 2 * p);
                 sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(left, pair));
                 sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(right, pair));
+                ROW_DONE(sum[r]);
             }
         }
         f32x8 left, right;
@@ -239,6 +249,7 @@ INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *
                     __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
                     sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, quad));
                     sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, quad));
+                    ROW_DONE(sum[r]);
                 }
             }
         } else {
@@ -254,8 +265,10 @@ INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *
                     __m256i later = four_bytes(a[r] + g * DW_GROUP + DW_GROUP / 2 + 4 * q);
                     sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left_low, quad));
                     sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right_low, quad));
+                    ROW_DONE(sum[r]);
                     sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, later));
                     sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, later));
+                    ROW_DONE(sum[r]);
                 }
             }
         }

@@ -109,15 +109,22 @@ class NativeRunner:
             return self._head_of(states)
         return torch.cat([self._head_of(states[first : first + most]).clone() for first in range(0, len(states), most)])
 
-    def draft(self, hidden: Tensor, following: Items[int], step: native.Batch, wanted: Items[int]) -> list[int]:
-        """As ``Runner.draft``."""
+    def draft(
+        self, hidden: Tensor, following: Items[int], step: native.Batch, wanted: Items[int]
+    ) -> tuple[list[int], Tensor]:
+        """As ``Runner.draft``; the program reads ``hidden`` where ``run`` left it."""
         assert self._drafts is not None
+        if hidden.data_ptr() != self._hidden.data_ptr():
+            self._hidden[: len(hidden)] = hidden
         self._embed(following, self._following)
         self._drafts.run(self._library, step)
-        if not wanted:
-            return []
-        best: list[int] = self.head(self._drafted[list(wanted)]).argmax(-1).tolist()
-        return best
+        states = self._drafted[list(wanted)]
+        best: list[int] = self.head(states).argmax(-1).tolist() if wanted else []
+        return best, states
+
+    def draft_on(self, parts: Items[Part], states: Tensor, guessed: Items[int]) -> tuple[list[int], Tensor]:
+        """As ``Runner.draft_on``."""
+        return self.draft(states, guessed, self._batch(parts, len(parts)), range(len(parts)))
 
     def _head_of(self, states: Tensor) -> Tensor:
         rows = len(states)

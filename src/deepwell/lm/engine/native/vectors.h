@@ -28,14 +28,26 @@ INLINE f32x8 all8(float value) { return value - (f32x8){0}; }
 
 INLINE f32x8 choose8(i32x8 mask, f32x8 yes, f32x8 no) { return (f32x8)((mask & (i32x8)yes) | (~mask & (i32x8)no)); }
 
-INLINE f32x8 max8(f32x8 a, f32x8 b) { return choose8(a > b, a, b); }
+INLINE f32x8 max8(f32x8 a, f32x8 b) {
+#ifdef __AVX2__
+    return (f32x8)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose8(a > b, a, b);
+#endif
+}
 
 INLINE float sum_of8(f32x8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 INLINE float max_of8(f32x8 v) {
+#ifdef __AVX2__
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+#else
     float best = v[0];
     for (int i = 1; i < 8; i++) best = v[i] > best ? v[i] : best;
     return best;
+#endif
 }
 
 /* bf16 is the upper half of a float. */
