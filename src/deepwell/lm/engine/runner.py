@@ -73,7 +73,13 @@ class Runner:
         return normed(x, self.model.norm), step
 
     @torch.no_grad()
-    def draft(self, hidden: Tensor, following: Items[int], step: Step, wanted: Items[int]) -> list[int]:
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of states [n, h]."""
+        logits: Tensor = self.model.head(states)
+        return logits
+
+    @torch.no_grad()
+    def draft(self, hidden: Tensor, following: Items[int], step: Step, wanted: Items[int]) -> tuple[list[int], Tensor]:
         """What the first module of multi-token prediction thinks comes next but one.
 
         Args:
@@ -81,13 +87,27 @@ class Runner:
             following: The token behind each of the n tokens, any where it is not known.
             step: Of ``run``.
             wanted: Rows to answer for, all with a known following token.
+
+        Returns:
+            A token for each of the wanted rows, and the module's own normed states there [wanted, h].
         """
         module = self.model.mtp_modules()[0]
         embedded = self.model.embed_tokens(self._tensor(following))
         x = module.eh_proj(torch.cat([module.enorm(embedded), module.hnorm(hidden)], dim=-1))
-        x = self._through(self._mtp_layers[0], x, step)
-        best: list[int] = self.model.head(module.norm(x[self._tensor(wanted)])).argmax(-1).tolist()
-        return best
+        states = module.norm(self._through(self._mtp_layers[0], x, step)[self._tensor(wanted)])
+        best: list[int] = self.head(states).argmax(-1).tolist()
+        return best, states
+
+    def draft_on(self, parts: Items[Part], states: Tensor, guessed: Items[int]) -> tuple[list[int], Tensor]:
+        """One token further, the module's own guesses and states [n, h] taken for the network's.
+
+        Args:
+            parts: One token of each sequence, at the place of the state that the module made up; what is left there is
+                overwritten when the network itself comes to it.
+            states: Of the last guess.
+            guessed: The tokens guessed last.
+        """
+        return self.draft(states, guessed, self._step(parts), range(len(parts)))
 
     def _step(self, parts: Items[Part]) -> Step:
         places: list[int] = []
@@ -128,8 +148,12 @@ class Runner:
     def _through(self, layer: FusedLayer, x: Tensor, step: Step) -> Tensor:
         rows, without, turned = layer.into(x, step.cos, step.sin)
         self.cache.write(layer.layer, step.slots, rows)
+        return layer.out_of(x, self._attend(layer, rows, without, turned, step).flatten(1))
+
+    def _attend(self, layer: FusedLayer, rows: Tensor, without: Tensor, turned: Tensor, step: Step) -> Tensor:
+        """What each token finds: ``rows`` [n, W] just cached, queries [n, H, N] and [n, H, D] -> [n, H, V]."""
         attention = layer.attention
-        found = x.new_empty(x.shape[0], self._config.num_attention_heads, self._config.v_head_dim)
+        found = turned.new_empty(turned.shape[0], self._config.num_attention_heads, self._config.v_head_dim)
         absorbing = []
         for stretch in step.stretches:
             here = slice(stretch.first, stretch.last)
@@ -145,7 +169,7 @@ class Runner:
             found[here] = attention.decompressed(without[None, here], turned[None, here], seen[None], mask)[0]
         if absorbing:
             self._absorbed(attention, without, turned, absorbing, found)
-        return layer.out_of(x, found.flatten(1))
+        return found
 
     def _absorbs(self, attention: MultiHeadLatentAttention, count: int, seen: int, fresh: bool) -> bool:
         if self._config.is_grouped or self._config.rope_key_heads > 1:
