@@ -45,7 +45,8 @@ class Access:
             message = "web pages of this origin may not ask; `deepwell serve --cors ORIGIN` lets them"
             await refuse(send, 403, message, "wrong_origin")
         else:
-            await self._app({**scope, ASKER: _address(scope)}, receive, send)
+            scope[ASKER] = _address(scope)
+            await self._app(scope, receive, send)
 
     async def _with_key(self, ring: KeyRing, scope: Scope, receive: Receive, send: Send) -> None:
         scheme, _, secret = (header(scope, b"authorization") or "").partition(" ")
@@ -56,7 +57,8 @@ class Access:
             message = f"the API key is not known to this server; {wanted}" if presented else f"no API key; {wanted}"
             await refuse(send, 401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
             return
-        await self._app({**scope, ASKER: holder}, receive, send)
+        scope[ASKER] = holder
+        await self._app(scope, receive, send)
 
     def _may_come_from(self, origin: str | None, host: str | None) -> bool:
         """Whether it is no page that asks, or one of this server, or one that is allowed."""
