@@ -7,6 +7,7 @@ escape) and what is nested deeper than a template or a grammar can follow. Each 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -55,7 +56,7 @@ def parse(body: bytes) -> Any:
     if text.count("[") + text.count("{") > MOST_NESTED:
         _check_depth(text)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number)
     except json.JSONDecodeError as error:
         raise _bad(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except (ValueError, RecursionError) as error:
@@ -78,6 +79,14 @@ def _check_depth(text: str) -> None:
                 raise _bad(f"the body is nested more than {MOST_NESTED} deep, at character {mark.start()}")
         elif letter in "]}":
             depth -= 1
+
+
+def _number(text: str) -> float:
+    """A number; 1.0 is a whole one, as JSON Schema has it."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _refuse_constant(name: str) -> None:

@@ -35,6 +35,7 @@ from deepwell.server.served import FINGERPRINT, Served
 from deepwell.server.streaming import (
     CLIENT_GONE,
     DONE,
+    EVENTS,
     KEEP_ALIVE,
     KEEP_ALIVE_SECONDS,
     EventStream,
@@ -72,7 +73,7 @@ def chat_routes(served: Served) -> APIRouter:
             200: {
                 "model": ChatCompletion,
                 "description": "The answers; with `stream`, events whose data is a chunk each, the last one `[DONE]`.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {**EVENTS},
             },
             **ERRORS,
         },

@@ -29,6 +29,7 @@ from deepwell.server.served import FINGERPRINT, Served
 from deepwell.server.streaming import (
     CLIENT_GONE,
     DONE,
+    EVENTS,
     KEEP_ALIVE,
     KEEP_ALIVE_SECONDS,
     EventStream,
@@ -118,7 +119,7 @@ def completion_routes(served: Served) -> APIRouter:
             200: {
                 "model": Completion,
                 "description": "The answers; with `stream`, events whose data is of the same form, the last `[DONE]`.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {**EVENTS},
             },
             **ERRORS,
         },

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepwell.errors import UsageError
-from deepwell.lm.engine.params import MOST_LOGPROBS, MOST_STOPS
+from deepwell.lm.engine.params import MOST_STOPS
 from deepwell.server.generation import Answer
+
+_SEEDS = 9_223_372_036_854_776_000
+"""2**63 as OpenAI's description rounds it."""
 
 MOST_CHOICES = 16
 """Answers to one prompt."""
@@ -52,8 +54,8 @@ class Sampling(Asked):
     min_p: float | None = Field(None, ge=0, le=1, description="Not in OpenAI's API.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Not in OpenAI's API.")
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="The same seed draws the same tokens.")
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10, description="Not in OpenAI's API.")
+    seed: int | None = Field(None, ge=-_SEEDS, le=_SEEDS, description="The same seed draws the same tokens.")
     stop: Stop | None = Field(None, description="Texts that end an answer and are not part of it.")
     max_tokens: int | None = Field(None, ge=1, le=2**31, description="Of one answer, thoughts included.")
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Answers to be written.")
@@ -78,12 +80,6 @@ class Sampling(Asked):
 def seeds(given: int | None, count: int) -> list[int | None]:
     """A seed for each of ``count`` answers, so that they differ and repeat."""
     return [None if given is None else (given + index) % 2**63 for index in range(count)]
-
-
-def refuse_logprobs(count: int | None) -> None:
-    """Raise ``UsageError`` where more log-probabilities a token are asked for than there can be."""
-    if count is not None and count > MOST_LOGPROBS:
-        raise UsageError(f"{count} log-probabilities a token are asked for; at most {MOST_LOGPROBS} are given")
 
 
 class PromptTokensDetails(Told):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -27,6 +28,18 @@ CLIENT_GONE = 499
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+EVENTS: Mapping[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "Its data is a JSON object, a piece of the answer or an error; at the end [DONE].",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["data"],
+        }
+    }
+}
+"""For the OpenAPI description of an endpoint that streams."""
 
 _log = logging.getLogger(__name__)
 
