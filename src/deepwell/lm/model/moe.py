@@ -176,7 +176,8 @@ class Experts(nn.Module):
         each = experts.shape[1]
         of_pair = experts.flatten()
         order = of_pair.argsort(stable=True)
-        load = torch.bincount(of_pair + 1, minlength=self.down_proj.shape[0] + 1)
+        load = of_pair.new_zeros(self.down_proj.shape[0] + 1)  # bincount would make a GPU wait
+        load.scatter_add_(0, of_pair + 1, torch.ones_like(of_pair))
         offsets = load[1:].cumsum(0).to(torch.int32)
         untaken = int(load[0]) if partial else 0
         if untaken:
