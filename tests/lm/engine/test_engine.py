@@ -9,8 +9,10 @@ import torch
 
 from deepwell.errors import UsageError
 from deepwell.lm.engine.engine import Engine
+from deepwell.lm.engine.pace import Pace
 from deepwell.lm.engine.params import SamplingParams
 from deepwell.lm.engine.sampler import SamplerState
+from deepwell.lm.engine.speculation import Drafter
 from deepwell.lm.model.transformer import Transformer
 
 from .networks import SHAPES, greedy, is_greedy, plain_loop, prompts
@@ -147,6 +149,88 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(network: Network) -> None:
         assert is_greedy(model, loop, sequence.answer)
     assert steps[False] == 60
     assert steps[True] < 10
+
+
+def _cycle(*, right: bool) -> Transformer:
+    """A network that goes through all of its tokens in a circle; its module of deeper prediction knows it or not."""
+    model = Transformer(SHAPES["latent"].replace(num_nextn_predict_layers=1), dtype=torch.float64)
+    size, vocab = model.config.hidden_size, model.config.vocab_size
+    (module,) = model.mtp_modules()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for block in [*model.layers, module.block]:
+            block.self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
+            block.mlp.down_proj.weight.zero_()  # type: ignore[union-attr, operator]
+        rows = torch.nn.functional.normalize(torch.randn(vocab, size, dtype=model.dtype), dim=-1)
+        model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.copy_(rows.roll(1, 0))
+        # It sees the following token alone, so its own guesses are as good a ground as the network's.
+        module.eh_proj.weight.copy_(torch.cat([torch.eye(size), torch.zeros(size, size)], dim=1) * (1 if right else -1))
+    return model
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+def test_drafts_of_the_module_go_deeper_while_they_are_right(block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "best", lambda pace, rate, most, sequences: most)
+    steps, accepted = {}, {}
+    for right in (True, False):
+        model = _cycle(right=right)
+        engine = Engine(model, cache_bytes=_bytes(model, 512), block_size=block_size)
+        sequence = engine.add([1, 2, 3], greedy([1]), most=80)
+        _run(engine)
+        assert sequence.answer == [*range(4, 84)]
+        steps[right], accepted[right] = engine.counters.steps, engine.counters.accepted
+    # Four guesses and the token behind them, where the sequence has a place for them in its blocks.
+    assert steps[True] <= {1: 41, 4: 28, 16: 20}[block_size]
+    assert accepted[True] == 80 - steps[True]
+    assert (steps[False], accepted[False]) == (80, 0)
+
+
+def test_a_deep_draft_is_what_the_module_says_when_its_guesses_are_taken_for_true(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "best", lambda pace, rate, most, sequences: most)
+    monkeypatch.setattr(Drafter, "propose", lambda drafter, tokens, most, worth: [])
+    monkeypatch.setattr(Drafter, "depth", lambda drafter, tokens, most, worth: min(3, most))
+    model = network("experts")
+    (module,) = model.mtp_modules()
+    engine = Engine(model, cache_bytes=_bytes(model, 512))
+    sequences = [engine.add(prompt, greedy(prompt), most=9) for prompt in prompts(3, 20, seed=4)]
+    seen = 0
+    while engine.busy:
+        engine.step()
+        for sequence in sequences:
+            if not sequence.draft or sequence.finish is not None:
+                continue
+            text, wanted = list(sequence.tokens), []
+            with torch.no_grad():
+                states = model.hidden(torch.tensor([text[:-1]]))
+                for _ in sequence.draft:
+                    logits, deeper = model.draft(states, torch.tensor([text[1:]]))
+                    wanted.append(int(logits[0, -1].argmax()))
+                    text.append(wanted[-1])
+                    states = torch.cat([states, module.norm(deeper[:, -1:])], dim=1)
+            assert sequence.draft == wanted
+            seen += len(wanted)
+    assert seen > 40
+
+
+def test_drafts_stop_where_they_cost_more_than_they_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _cycle(right=True)
+    asked: list[tuple[float, int]] = []
+
+    def never(pace: Pace, rate: float, most: int, sequences: int) -> int:
+        asked.append((rate, sequences))
+        return 0
+
+    monkeypatch.setattr(Pace, "best", never)
+    engine = Engine(model, cache_bytes=_bytes(model, 512))
+    sequence = engine.add([1, 2, 3], greedy([1]), most=80)
+    _run(engine)
+    assert sequence.answer == [*range(4, 84)]
+    assert engine.counters.proposed == 0
+    assert 3 < len(asked) < 9  # it asks again, less and less often
+    assert all(sequences == 1 for _, sequences in asked)
 
 
 def test_a_step_without_requests_does_nothing(network: Network) -> None:

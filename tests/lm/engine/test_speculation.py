@@ -1,6 +1,6 @@
 """Guesses: from the last place that reads the same, fewer when they are bad, none while they rest."""
 
-from deepwell.lm.engine.speculation import Drafter
+from deepwell.lm.engine.speculation import Drafter, Trust
 
 
 def test_a_guess_is_what_followed_the_longest_and_latest_agreement() -> None:
@@ -46,3 +46,52 @@ def test_good_guesses_grow_bad_ones_shrink_and_many_bad_ones_rest_longer_each_ti
     assert (drafter.counts.proposed, drafter.counts.accepted) == (4 + 8 + 24, 4 + 2)
     drafter.learn(text, 1, 1)
     assert not drafter.resting(text)
+
+
+def test_a_guess_is_as_long_as_is_worth_its_time() -> None:
+    drafter, asked = Drafter(), []
+
+    def worth(rate: float, most: int) -> int:
+        asked.append((round(rate, 2), most))
+        return 2
+
+    text = [1, 2, 3] * 4
+    assert drafter.propose(text, 99, worth) == [1, 2]
+    drafter.learn(text, 2, 0)
+    assert drafter.propose([*text, 1], 99, worth) == [2, 3]
+    assert asked == [(0.7, 4), (0.47, 2)]
+
+
+def test_what_does_not_pay_rests_and_is_tried_again_when_it_was_long_ago() -> None:
+    trust = Trust(believed=0.7, length=4, longest=16)
+    trust.learn(10, 4, 1)
+    trust.learn(11, 4, 1)
+    low = trust.rate
+    assert low < 0.62
+    count, tries = 12, []
+    while trust.rate < 0.69:
+        if not trust.resting(count):
+            assert trust.allowed(count, 9, lambda rate, most: 0) == 0
+            tries.append(count)
+        count += 1
+    assert tries == [12, 13, 16, 23, 38, 69]
+    assert trust.allowed(count, 9, lambda rate, most: most) == 0  # it rests
+    assert trust.allowed(count + 99, 9, lambda rate, most: most) == 2
+
+
+def test_text_and_module_are_trusted_apart() -> None:
+    drafter = Drafter()
+    text = [1, 2, 3] * 4
+    assert drafter.depth(text, 9) == 1
+    drafter.learn(text, 1, 1)
+    assert drafter.depth(text, 9) == 2
+    drafter.learn(text, 2, 2)
+    assert drafter.depth(text, 9) == 4
+    drafter.learn(text, 4, 4)
+    assert drafter.depth(text, 9) == 4
+    assert drafter.depth(text, 3) == 3
+    assert len(drafter.propose(text, 9)) == 4
+    drafter.learn(text, 4, 0)
+    assert drafter.propose(text, 9) == []
+    assert drafter.depth(text, 9) == 4
+    assert drafter.depth(text, 0) == 0

@@ -12,10 +12,12 @@ cancelled between any two steps. The engine is for one thread at a time; ``deepw
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from collections.abc import Sequence as Items
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from torch import Tensor
 from deepwell.errors import DeepwellError, PromptTooLongError, UsageError
 from deepwell.lm.engine.blocks import BlockAllocator
 from deepwell.lm.engine.cores import FreeCores
+from deepwell.lm.engine.pace import Pace
 from deepwell.lm.engine.paged_cache import PagedCache
 from deepwell.lm.engine.runner import Runner, Step
 from deepwell.lm.engine.sampler import Sampled, SamplerState, sample, verify
@@ -85,6 +88,7 @@ class Engine:
         self.allocator = BlockAllocator(blocks, block_size)
         self.scheduler = Scheduler(self.allocator, token_budget=token_budget, most_sequences=most_sequences)
         self.counters = Counters()
+        self._pace = Pace()
         self._runner = Runner(model, self.cache)
         self._speculate = speculate
         self._mtp = mtp
@@ -141,6 +145,7 @@ class Engine:
         parts = self.scheduler.plan()
         if not parts:
             return
+        began = time.perf_counter()
         hidden, step = self._runner.run(parts)
         self.counters.steps += 1
         guessed = [part.guessed for part in parts]
@@ -148,6 +153,8 @@ class Engine:
             self._deliver(part, chosen, proposed)
         if self._speculate:
             self._guess(parts, hidden, step)
+            if all(part.count == proposed + 1 for part, proposed in zip(parts, guessed, strict=True)):
+                self._pace.note(sum(part.count for part in parts), time.perf_counter() - began)
         for part in parts:
             why = _end_of(part.sequence)
             if why is not None:
@@ -223,25 +230,50 @@ class Engine:
     def _guess(self, parts: Items[Part], hidden: Tensor, step: Step) -> None:
         """Drafts for the next step: from the text, else from the module of multi-token prediction."""
         asking: list[Sequence] = []
+        depths: list[int] = []
         rows: list[int] = []
         following: list[int] = []
-        for part in parts:
+        decoding = [part.sequence.remaining == 1 and _end_of(part.sequence) is None for part in parts]
+        worth = partial(self._pace.best, sequences=sum(decoding))
+        for part, decodes in zip(parts, decoding, strict=True):
             sequence = part.sequence
             first = len(following)
             behind = sequence.tokens[part.start + 1 : part.start + part.count + 1]
             following += behind + [0] * (part.count - len(behind))
             drafter = sequence.drafter
-            if sequence.remaining != 1 or drafter is None or _end_of(sequence) is not None:
+            if drafter is None or not decodes:
                 continue
             most = sequence.limit - len(sequence.tokens) - 1
-            sequence.draft = drafter.propose(sequence.tokens, most)
-            if not sequence.draft and most > 0 and not drafter.resting(sequence.tokens):
+            sequence.draft = drafter.propose(sequence.tokens, most, worth)
+            if sequence.draft or not self._mtp:
+                continue
+            depth = drafter.depth(sequence.tokens, most, worth)
+            if depth:
                 asking.append(sequence)
+                depths.append(depth)
                 rows.append(first + sequence.computed - 1 - part.start)
         if self._mtp:
             # Also when nobody asks: the module's own rows must be there when somebody does.
-            for sequence, token in zip(asking, self._runner.draft(hidden, following, step, rows), strict=True):
+            guessed, states = self._runner.draft(hidden, following, step, rows)
+            for sequence, token in zip(asking, guessed, strict=True):
                 sequence.draft = [token]
+            self._guess_on(asking, depths, states)
+
+    def _guess_on(self, asking: Items[Sequence], depths: Items[int], states: Tensor) -> None:
+        """Deeper drafts of the module, each from its last one."""
+        size = self.allocator.block_size
+        # Its rows go where the network's own will come, in blocks that the sequence has.
+        depths = [
+            min(depth, len(one.table) * size - one.computed + 1) for one, depth in zip(asking, depths, strict=True)
+        ]
+        for length in range(1, max(depths, default=0)):
+            going = [index for index, depth in enumerate(depths) if depth > length]
+            states = states if len(going) == len(asking) else states[going]
+            asking, depths = [asking[index] for index in going], [depths[index] for index in going]
+            parts = [Part(one, one.computed + length - 1, 1) for one in asking]
+            guessed, states = self._runner.draft_on(parts, states, [one.draft[-1] for one in asking])
+            for sequence, token in zip(asking, guessed, strict=True):
+                sequence.draft.append(token)
 
 
 def _end_of(sequence: Sequence) -> Finish | None:
