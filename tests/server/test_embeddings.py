@@ -1,9 +1,12 @@
 """Embeddings through the ``openai`` client."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import openai
 import pytest
 
+from deepwell.library.protocols import CountsTokens
 from deepwell.server.app import create_app
 from deepwell.server.driver import Driver
 from deepwell.testing import HashEncoder
@@ -39,3 +42,22 @@ def test_a_server_without_an_encoder_says_how_to_get_one(server: Live) -> None:
     response = _ask(app, "POST", "/v1/embeddings", json={"model": "tiny", "input": "a"})
     assert response.status_code == 404
     assert "--encoder" in _error(response)["message"]
+
+
+def test_a_text_that_is_too_long_is_refused_with_the_counts_and_never_cut(server: Live) -> None:
+    class Counting(HashEncoder):
+        max_tokens = 4
+
+        def count_tokens(self, texts: Sequence[str], *, query: bool = False) -> list[int]:
+            return [len(text.split()) + query for text in texts]
+
+    assert isinstance(Counting(), CountsTokens)
+    app = create_app(Driver(server.model), name="tiny", encoder=Counting())
+    asked = {"model": "hash-encoder", "input": ["a cat sleeps", "a cat"]}
+    assert _ask(app, "POST", "/v1/embeddings", json=asked).json()["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    asked["input"] = ["a cat", "four words of text"]
+    assert _ask(app, "POST", "/v1/embeddings", json=asked).status_code == 200
+    response = _ask(app, "POST", "/v1/embeddings", json=asked | {"input_type": "query"})
+    assert response.status_code == 400
+    assert _error(response)["code"] == "context_length_exceeded"
+    assert "text 1 of input has 5 tokens; hash-encoder reads 4" in _error(response)["message"]

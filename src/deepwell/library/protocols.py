@@ -134,6 +134,21 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
+class CountsTokens(Protocol):
+    """A ``TextEncoder`` that knows how long texts are for it. It encodes the beginning of one that is too long.
+
+    Attributes:
+        max_tokens: Of a text, special tokens and the prompt of queries included.
+    """
+
+    max_tokens: int
+
+    def count_tokens(self, texts: Sequence[str], *, query: bool = False) -> list[int]:
+        """Tokens of each text as a whole; may be more than ``max_tokens``."""
+        ...
+
+
+@runtime_checkable
 class ImageEncoder(Protocol):
     """Pictures to vectors. One that also satisfies ``TextEncoder`` has words and pictures in one space (SigLIP 2)."""
 

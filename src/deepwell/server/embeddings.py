@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from deepwell.errors import UsageError
+from deepwell.errors import PromptTooLongError, UsageError
+from deepwell.library.protocols import CountsTokens
 from deepwell.server.bodies import StrictRoute
 from deepwell.server.errors import ApiError
 from deepwell.server.schemas import ERRORS, Asked, Text, Told
@@ -19,6 +20,8 @@ from deepwell.server.served import Served
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from deepwell.library.protocols import TextEncoder
 
 MOST_TEXTS = 2048
 
@@ -78,16 +81,28 @@ def embedding_routes(served: Served) -> APIRouter:
             raise UsageError(f"{body.dimensions} dimensions are asked for; {encoder.name} has {encoder.dim}")
         texts = [body.input] if isinstance(body.input, str) else body.input
         query = body.input_type == "query"
-        vectors = await asyncio.get_running_loop().run_in_executor(
-            thread, lambda: encoder.encode(texts, query=query)
-        )  # fmt: skip
+        counts, vectors = await asyncio.get_running_loop().run_in_executor(thread, _encode, encoder, texts, query)
         data = [
             Embedding(index=index, embedding=_written(vector, body.encoding_format))
             for index, vector in enumerate(vectors)
         ]
-        return Embeddings(model=encoder.name, data=data, usage=EmbeddingUsage(prompt_tokens=0, total_tokens=0))
+        usage = EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts))
+        return Embeddings(model=encoder.name, data=data, usage=usage)
 
     return router
+
+
+def _encode(encoder: TextEncoder, texts: list[str], query: bool) -> tuple[list[int], NDArray[np.float32]]:
+    """The length of each text, as far as the encoder counts, and the vectors."""
+    counts: list[int] = []
+    if isinstance(encoder, CountsTokens):
+        counts = encoder.count_tokens(texts, query=query)
+        longest = max(counts)
+        if longest > encoder.max_tokens:
+            raise PromptTooLongError(
+                f"text {counts.index(longest)} of input has {longest} tokens; {encoder.name} reads {encoder.max_tokens}"
+            )
+    return counts, encoder.encode(texts, query=query)
 
 
 def _written(vector: NDArray[np.float32], form: str) -> list[float] | str:

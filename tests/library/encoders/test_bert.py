@@ -11,7 +11,7 @@ from deepwell.errors import MissingModelError, ModelSourceError
 from deepwell.library.encoders.bert import encoder as encoder_module
 from deepwell.library.encoders.bert.encoder import BertEncoder
 from deepwell.library.encoders.recipe import Recipe
-from deepwell.library.protocols import TextEncoder
+from deepwell.library.protocols import CountsTokens, TextEncoder
 
 TEXTS = [
     "a wing",
@@ -86,6 +86,16 @@ def test_prompts_go_before_queries_and_passages(bert_folder: Path, executor: str
     plain = BertEncoder(bert_folder, executor=executor)
     np.testing.assert_allclose(encoder.encode(["drag"], query=True), plain.encode(["the heat: drag"]), atol=1e-6)
     np.testing.assert_allclose(encoder.encode(["drag"]), plain.encode(["a wing: drag"]), atol=1e-6)
+
+
+def test_texts_are_counted_whole_with_their_prompt(bert_folder: Path) -> None:
+    recipe = Recipe(max_tokens=32, query_prompt="the heat: ")
+    encoder = BertEncoder(bert_folder, recipe=recipe)
+    assert isinstance(encoder, CountsTokens) and encoder.max_tokens == 32
+    # [CLS] and [SEP] stand around every text.
+    assert encoder.count_tokens(["", "drag", "the " * 100, "\udcff"])[:3] == [2, 3, 102]
+    with_prompt = BertEncoder(bert_folder).count_tokens(["the heat: drag"])
+    assert encoder.count_tokens(["drag"], query=True) == with_prompt
 
 
 def test_no_texts_make_no_vectors(bert_folder: Path) -> None:

@@ -85,7 +85,8 @@ class BertEncoder:
         self.fingerprint = fingerprint(
             folder, ["model.safetensors", "tokenizer.json"], recipe=self.recipe, dim=self.dim
         )
-        self._tokens = Tokens(folder, self.recipe.max_tokens)
+        self.max_tokens = self.recipe.max_tokens
+        self._tokens = Tokens(folder, self.max_tokens)
         self._choice = executor
         self._lock = threading.Lock()
         self._numpy: NumpyBert | None = None
@@ -102,6 +103,10 @@ class BertEncoder:
             for batch, pooled in zip(batches, executor.each(batches), strict=True):
                 vectors[first + batch.rows] = pooled[:, : self.dim]
         return unit(vectors)
+
+    def count_tokens(self, texts: Sequence[str], *, query: bool = False) -> list[int]:
+        """Tokens of each text as a whole; of one that has more than ``max_tokens`` the beginning is encoded."""
+        return self._tokens.counts(texts, self.recipe.prompt(query=query))
 
     def _windows(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:
         """Token ids of one window after another; the next is tokenised while the caller computes on this one."""
