@@ -1,7 +1,7 @@
 """The compiled part of the package; all else stands in pyproject.toml.
 
-The network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C compiler,
-installation goes on without (``optional``), and the engine computes with PyTorch.
+The network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C
+compiler, installation goes on without (``optional``), and the engine computes with PyTorch.
 """
 
 from setuptools import Extension, setup

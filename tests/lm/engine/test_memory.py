@@ -9,6 +9,7 @@ import torch
 from deepwell.lm.engine import memory
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
+from deepwell.lm.weights.gguf.container import Container, TensorPlace
 
 _Memory = namedtuple("_Memory", "available")
 
@@ -26,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_weights_are_widened_where_bf16_is_slow_and_there_is_memory(
     free: int, of_folder: str, of_file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "library", lambda: None)
     monkeypatch.setattr(memory, "cpu_multiplies", lambda dtype: False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: _Memory(free))
     assert memory.precision_for(folder, "cpu") == of_folder
@@ -33,6 +35,26 @@ def test_weights_are_widened_where_bf16_is_slow_and_there_is_memory(
     assert memory.precision_for(folder, "cuda") == "bf16"
     monkeypatch.setattr(memory, "cpu_multiplies", lambda dtype: True)
     assert memory.precision_for(folder, "cpu") == "bf16"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("Q4_1", "int4"), ("Q8_0", "int8"), ("F16", "int8")])
+def test_compiled_code_runs_in_8_bits_and_in_4_what_has_no_more(
+    kind: str, expected: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"a": TensorPlace("a", (2, 32), kind, 0, 600), "norm": TensorPlace("norm", (32,), "F32", 600, 128)}
+    monkeypatch.setattr(memory, "library", object)
+    monkeypatch.setattr("deepwell.lm.weights.gguf.container.open_gguf", lambda path: Container(path, {}, places))
+    assert memory.precision_for(folder, "cpu") == "int8"
+    assert memory.precision_for(folder / "model.gguf", "cpu") == expected
+
+
+def test_weights_that_will_be_rounded_are_read_as_they_are_where_there_is_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: _Memory(4001))
+    assert memory.dtype_for("int8", folder, "cpu") == "f32"
+    assert memory.dtype_for("int8", folder / "model.gguf", "cpu") == "bf16"
+    assert memory.dtype_for("f16", folder, "cpu") == "f16"
 
 
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

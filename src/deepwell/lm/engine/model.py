@@ -23,6 +23,7 @@ from deepwell.lm.engine.params import SamplingParams
 
 if TYPE_CHECKING:
     from deepwell.lm.engine.engine import Engine
+    from deepwell.lm.engine.native.program import Precision
     from deepwell.lm.engine.request import Completion, Prepared, Request, StreamPiece
     from deepwell.lm.model.transformer import Transformer
     from deepwell.lm.weights.tokenizer import Tokenizer
@@ -51,18 +52,24 @@ class Model:
         cache_bytes: int | None = None,
         speculate: bool = True,
         most_sequences: int = 64,
+        precision: Precision | None = None,
+        consume: bool = False,
     ) -> None:
         """Take a network that is in memory already; ``load`` reads one.
 
         Args:
-            network: The network; its matrices are fused, its weights stay what they are.
+            network: The network.
             tokenizer: The one that it was trained with.
             cache_bytes: Memory for the cache, never more; None: a share of what is free.
             speculate: Guess tokens and check them, which changes speed alone.
             most_sequences: That are written at once; others wait.
+            precision: f32, bf16, int8, int4: compute by compiled code with a copy of the weights in it. None: by
+                PyTorch with the network's own, whose changes (as in training) are seen at once.
+            consume: The copy takes the weights' place: ``network`` keeps its shape alone.
 
         Raises:
-            UsageError: The tokenizer has more tokens than the network, or the cache is too small.
+            UsageError: The tokenizer has more tokens than the network, the cache is too small, or there is no compiled
+                code for this network here.
         """
         from deepwell.lm.engine.engine import Engine
         from deepwell.lm.engine.grammar import Grammars
@@ -77,9 +84,11 @@ class Model:
         self.tokenizer = tokenizer
         self.engine: Engine = Engine(
             network,
-            cache_bytes=cache_bytes_for(network) if cache_bytes is None else cache_bytes,
+            cache_bytes=cache_bytes_for(network, precision) if cache_bytes is None else cache_bytes,
             speculate=speculate,
             most_sequences=most_sequences,
+            precision=precision,
+            consume=consume,
         )
         self.ends = frozenset((*tokenizer.eos_token_ids, *network.config.eos_token_id))
         self._grammars = Grammars(tokenizer)
@@ -99,8 +108,10 @@ class Model:
 
         Args:
             name_or_path: A name as in ``deepwell models list``, a folder, or a GGUF file.
-            precision: Of the weights in memory: bf16, f16, f32, f64; "auto": bf16 where the device multiplies it, else
-                f32 if there is memory for it.
+            precision: Of the weights in memory. On a processor f32, bf16, int8 and int4 are computed by compiled code
+                where there is some (``network`` then has its shape alone), f16 and f64 by PyTorch; without compiled
+                code int8 and int4 are rounded all the same and kept in float. On a GPU bf16, f16, f32 and fp8. "auto":
+                int8 on a processor, int4 for a file that has no more than that; bf16 on a GPU.
             device: cpu or cuda; "auto": a GPU if there is one.
             cache_bytes: As for making one.
             speculate: As for making one.
@@ -109,14 +120,20 @@ class Model:
             MissingModelError: It is not on this machine; the hint names the command that fetches it.
             DeepwellError: As ``deepwell.lm.load`` says.
         """
-        from deepwell.lm.engine.memory import device_for, precision_for
+        from deepwell.lm.engine import memory
         from deepwell.lm.weights.opening import load, locate
 
-        chosen = device_for(device)
+        chosen = memory.device_for(device)
+        path = locate(name_or_path)
         if precision == "auto":
-            precision = precision_for(locate(name_or_path), chosen)
-        network, tokenizer = load(name_or_path, dtype=precision, device=chosen)
-        return cls(network, tokenizer, cache_bytes=cache_bytes, speculate=speculate)
+            precision = memory.precision_for(path, chosen)
+        network, tokenizer = load(path, dtype=memory.dtype_for(precision, path, chosen), device=chosen)
+        compiled = memory.compiled_for(precision, network)
+        if compiled is None:
+            memory.round_weights(network, precision)
+        return cls(
+            network, tokenizer, cache_bytes=cache_bytes, speculate=speculate, precision=compiled, consume=bool(compiled)
+        )
 
     # ---- writing ----
 
@@ -259,19 +276,15 @@ class Model:
         """
         import torch
 
-        config = self.network.config
-        if not 1 <= len(tokens) <= config.max_position_embeddings:
-            raise UsageError(
-                f"{len(tokens)} tokens cannot be scored; the network reads {config.max_position_embeddings}"
-            )
-        if not 0 <= min(tokens) <= max(tokens) < config.vocab_size:
-            raise UsageError(f"there is a token outside the network's {config.vocab_size}")
-        ids = torch.tensor(tokens, device=self.network.device)
         scores: list[float] = []
-        with torch.no_grad():
-            hidden = self.network.hidden(ids[None])[0]
-            for start in range(0, len(tokens) - 1, _SCORED_AT_ONCE):
-                aims = ids[start + 1 : start + 1 + _SCORED_AT_ONCE]
-                logits = self.network.head(hidden[start : start + len(aims)]).float()
-                scores += logits.log_softmax(-1).gather(1, aims[:, None])[:, 0].tolist()
+        with self._lock, torch.no_grad():
+            first = 0
+            for states in self.engine.states(tokens):
+                for start in range(0, len(states), _SCORED_AT_ONCE):
+                    aims = tokens[first + start + 1 : first + min(start + _SCORED_AT_ONCE, len(states)) + 1]
+                    if aims:
+                        logits = self.engine.logits(states[start : start + len(aims)]).float()
+                        behind = torch.tensor(aims, device=logits.device)
+                        scores += logits.log_softmax(-1).gather(1, behind[:, None])[:, 0].tolist()
+                first += len(states)
         return scores

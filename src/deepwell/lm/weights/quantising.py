@@ -5,9 +5,10 @@
     found.by_part["attention"].snr_db
     found.worst(5)                          # the matrices that lose most of themselves
 
-The embedding and the head keep 8 bits in either case: they are where rare tokens are told apart, and files of 4 bits
-keep more for them too. Norms, biases and routers are not rounded. Each matrix is rounded in the order and the shape in
-which files and network hold it; a network that was read from a Q4_0, Q4_1 or Q8_0 file loses nothing at its own bits.
+What is rounded is what the compiled engine rounds. The head, and so an embedding that is the head too, keeps 8 bits in
+either case: it is where rare tokens are told apart, and files of 4 bits keep more for it too. Norms, biases, routers and
+the up-projection of a latent (small matrices, one a head) are not rounded, nor is an embedding that is only looked up. A
+network that was read from a Q4_0, Q4_1 or Q8_0 file loses nothing at its own bits.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Quantisation:
 
 def bits_for(weight: Weight, bits: int) -> int | None:
     """Bits of one weight of a network that is rounded to ``bits``; None for what is not rounded."""
-    if len(weight.shape) < 2 or weight.name.endswith("mlp.gate.weight"):
+    looked_up = weight.name == "embed_tokens.weight" and not weight.active
+    if len(weight.shape) < 2 or looked_up or weight.name.endswith(("mlp.gate.weight", "kv_b_proj.weight")):
         return None
     return 8 if weight.name in {"embed_tokens.weight", "lm_head.weight"} else bits
 
@@ -142,3 +144,15 @@ def quantisation_of(
 def padded_quantise(matrix: torch.Tensor, bits: int, *, where: str) -> QuantisedMatrix:
     """``quantise`` for rows [out, in] of any width: zeros are added up to the next multiple of 32."""
     return quantise(F.pad(matrix, (0, -matrix.shape[1] % GROUP)), bits, where=where)
+
+
+@torch.no_grad()
+def round_in_place(network: Transformer, bits: int) -> None:
+    """Give a network the weights that it has after rounding, in its own dtype: what it costs without what it saves."""
+    for weight in weights_of(network.config):
+        own = bits_for(weight, bits)
+        if own is not None:
+            matrix = network.get_parameter(weight.name)
+            rows = matrix.flatten(0, -2)
+            rounded = padded_quantise(rows, own, where=weight.name).dequantised(matrix.dtype)
+            matrix.copy_(rounded[:, : rows.shape[1]].view(matrix.shape))

@@ -158,7 +158,8 @@ class Program:
             experts=count, chosen=chosen, kept_groups=config.topk_group, width=width,
             groups=config.n_group if config.topk_method != "greedy" else 1,
             sigmoid=config.scoring_func == "sigmoid", best_two=config.topk_method == "noaux_tc",
-            normalised=config.norm_topk_prob, weighed=config.weigh_experts, minimum=0 if gating is None else gating.minimum,
+            normalised=config.norm_topk_prob, weighed=config.weigh_experts,
+            minimum=0 if gating is None else gating.minimum,
             share=-1.0 if gating is None else gating.share, factor=config.routed_scaling_factor,
             router=router.owned[0].data_ptr(), bias=None if bias is None else bias.data_ptr(),
             gate_up=pointer(gate_up.structures), down=pointer(down.structures),
@@ -221,7 +222,7 @@ def write_head(model: Transformer, precision: Precision, rows: Rows) -> Program:
     """The program from states in rows "chosen" to logits over the vocabulary in rows "logits"."""
     program = Program(rows)
     weight = (model.embed_tokens if model.config.tie_word_embeddings else model.lm_head).weight
-    matrix = panels([cast(Tensor, weight)], head_format(precision))
+    matrix = panels([weight], head_format(precision))
     program.linear(rows("chosen", model.config.hidden_size), matrix, rows("logits", model.config.vocab_size))
     return program
 
