@@ -216,3 +216,24 @@ def test_only_so_many_grammars_are_kept(grammars: Grammars) -> None:
     for number in range(40):
         grammars.begin(SamplingParams(regex=f"a{{{number + 1}}}"))
     assert len(grammars._made) <= 32
+
+
+def test_what_a_grammar_leaves_no_choice_about_is_known_before_it_comes(
+    deepseek: Tokenizer, grammars: Grammars
+) -> None:
+    schema = {
+        "type": "object", "properties": {"größe": {"type": "boolean"}}, "required": ["größe"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    grammar = grammars.begin(SamplingParams(json_schema=schema))
+    assert grammar is not None
+    forced = grammar.forced
+    assert deepseek.decode(forced).startswith('{"größe":')
+    for token in forced:
+        assert torch.isfinite(grammar.restrict(torch.zeros(deepseek.vocab_size))).nonzero()[:, 0].tolist() == [token]
+        grammar.accept(token)
+    assert grammar.forced == []
+    for token in deepseek.encode(" true}", bos=False):
+        grammar.accept(token)
+    assert grammar.done
+    assert grammar.forced == []

@@ -61,6 +61,24 @@ def test_every_answer_satisfies_its_schema_also_behind_a_thought(model: Model, t
     assert model.engine.allocator.in_use == 0
 
 
+@pytest.mark.parametrize("thinking", [None, True])
+def test_what_must_come_is_computed_together_and_changes_nothing(model: Model, thinking: bool | None) -> None:
+    names = ["the first of the names", "the second of the names"]
+    wanted = {
+        "type": "object", "properties": {name: {"type": "boolean"} for name in names}, "required": names,
+        "additionalProperties": False,
+    }  # fmt: skip
+    params = SamplingParams(
+        seed=2, max_tokens=200, json_schema=wanted, thinking=thinking, thinking_budget=5 if thinking else None
+    )
+    plain = Model(model.network, model.tokenizer, cache_bytes=2**24, speculate=False).chat(CHAT, params)
+    before = model.engine.counters.steps
+    together = model.chat(CHAT, params)
+    assert together.tokens == plain.tokens
+    assert json.loads(together.text).keys() == set(names)
+    assert model.engine.counters.steps - before < len(plain.tokens) / 2
+
+
 def test_the_schemas_are_of_every_kind_and_the_check_can_fail() -> None:
     written = json.dumps([schema(seed) for seed in range(200)], ensure_ascii=False)
     for word in ("anyOf", "allOf", "prefixItems", "patternProperties", "pattern", "format", "enum", "const", "minItems",

@@ -13,11 +13,12 @@ cancelled between any two steps. The engine is for one thread at a time; ``deepw
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,22 @@ from torch import Tensor
 from deepwell.errors import DeepwellError, PromptTooLongError, UsageError
 from deepwell.lm.engine.blocks import BlockAllocator
 from deepwell.lm.engine.cores import FreeCores
+from deepwell.lm.engine.gpu import runner_for
+from deepwell.lm.engine.native.program import Precision
+from deepwell.lm.engine.native.runner import NativeRunner
 from deepwell.lm.engine.pace import Pace
 from deepwell.lm.engine.paged_cache import PagedCache
-from deepwell.lm.engine.runner import Runner, Step
+from deepwell.lm.engine.params import SamplingParams
+from deepwell.lm.engine.runner import Runner
 from deepwell.lm.engine.sampler import Sampled, SamplerState, sample, verify
 from deepwell.lm.engine.scheduler import Part, Scheduler
 from deepwell.lm.engine.sequence import Finish, Sequence
 from deepwell.lm.engine.speculation import Drafter
 from deepwell.lm.model.transformer import Transformer
 from deepwell.threads import free_cores
+
+_MOST_FORCED = 64
+"""Tokens of a piece that a grammar leaves no choice about and that are computed together."""
 
 
 @dataclass(slots=True)
@@ -57,8 +65,10 @@ class Engine:
         token_budget: int = 512,
         most_sequences: int = 64,
         speculate: bool = True,
+        precision: Precision | None = None,
+        consume: bool = False,
     ) -> None:
-        """Make ready to generate; the matrices of ``model`` are fused (see ``fused``).
+        """Make ready to generate.
 
         Args:
             model: The network.
@@ -67,12 +77,20 @@ class Engine:
             token_budget: Tokens of a step.
             most_sequences: That may run at once; others wait.
             speculate: Guess tokens and check them; the answers are the same.
+            precision: Compute by compiled code with a copy of the weights in this precision; None: by PyTorch with the
+                weights of ``model`` themselves, so that a change of theirs is seen (its matrices are fused, see
+                ``fused``).
+            consume: Let go of the weights of ``model`` as they are copied.
 
         Raises:
-            UsageError: The memory does not hold one block.
+            UsageError: The memory does not hold one block, or there is no compiled code for this network here.
         """
         mtp = speculate and bool(model.config.num_nextn_predict_layers)
-        width = torch.empty((), dtype=model.dtype).element_size()
+        dtype = model.dtype
+        if precision is not None:
+            # Weights may be rounded to less; what tokens leave in the cache is not.
+            dtype = torch.float32 if precision == "f32" else torch.bfloat16
+        width = torch.empty((), dtype=dtype).element_size()
         layers = model.config.num_hidden_layers + (model.config.num_nextn_predict_layers if mtp else 0)
         token_bytes = layers * model.config.latent_width * width
         blocks = cache_bytes // (block_size * token_bytes)
@@ -83,19 +101,25 @@ class Engine:
             )
         self.model = model
         self.cache = PagedCache(
-            model.config, blocks=blocks, block_size=block_size, dtype=model.dtype, device=model.device, mtp=mtp
+            model.config, blocks=blocks, block_size=block_size, dtype=dtype, device=model.device, mtp=mtp
         )
         self.allocator = BlockAllocator(blocks, block_size)
         self.scheduler = Scheduler(self.allocator, token_budget=token_budget, most_sequences=most_sequences)
         self.counters = Counters()
         self._pace = Pace()
-        self._runner = Runner(model, self.cache)
         self._speculate = speculate
         self._mtp = mtp
         self._cores: FreeCores | None = None
         if model.device.type == "cpu":
             self._cores = FreeCores(torch.get_num_threads())
             self._cores.threads = min(self._cores.threads, free_cores())
+        self._runner: Runner | NativeRunner
+        if precision is None:
+            self._runner = runner_for(model, self.cache)
+        else:
+            self._runner = NativeRunner(
+                model, self.cache, precision, most_rows=token_budget, most_chosen=most_sequences, consume=consume
+            )
 
     @property
     def capacity(self) -> int:
@@ -126,6 +150,36 @@ class Engine:
         sequence = Sequence(prompt, state, limit=min(len(prompt) + most, room), ends=ends, drafter=drafter)
         self.scheduler.add(sequence)
         return sequence
+
+    def states(self, tokens: Items[int]) -> Iterator[Tensor]:
+        """The normed states of a text that is only read, [n, h] for so many of its tokens as a step holds at a time.
+
+        Raises:
+            UsageError: The text is empty, longer than the network reads, or has no room beside what is being written.
+        """
+        most = min(self.model.config.max_position_embeddings, self.capacity)
+        if not 1 <= len(tokens) <= most:
+            raise UsageError(f"{len(tokens)} tokens cannot be scored; there is room for {most}")
+        if not 0 <= min(tokens) <= max(tokens) < self.model.config.vocab_size:
+            raise UsageError(f"there is a token outside the network's {self.model.config.vocab_size}")
+        wanted = -(-len(tokens) // self.allocator.block_size)
+        if wanted > self.allocator.room:
+            raise UsageError(
+                f"{len(tokens)} tokens cannot be scored now: answers that are being written fill the cache"
+            )
+        sequence = Sequence(tokens, SamplerState(SamplingParams(), (), self.model.config.vocab_size), limit=len(tokens))
+        sequence.table = self.allocator.allocate(wanted)
+        try:
+            for start in range(0, len(tokens), self.scheduler.token_budget):
+                part = Part(sequence, start, min(self.scheduler.token_budget, len(tokens) - start))
+                with self._cores.for_a_step() if self._cores is not None else nullcontext():
+                    yield self._runner.run([part])[0]
+        finally:
+            self.allocator.release(sequence.table)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of states [n, h], good until the next call."""
+        return self._runner.head(states)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request at once; its blocks are free when this returns."""
@@ -173,8 +227,7 @@ class Engine:
             rows.append(slice(begin, len(wanted)))
         if not wanted:
             return [[] for _ in parts]
-        with torch.no_grad():
-            logits = self.model.head(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        logits = self._runner.head(hidden if len(wanted) == len(hidden) else hidden[wanted])
         single = [index for index, here in enumerate(rows) if here.stop - here.start == 1]
         chosen: list[list[Sampled]] = [[] for _ in parts]
         if single:
@@ -227,8 +280,8 @@ class Engine:
             self.counters.proposed += proposed
             self.counters.accepted += accepted
 
-    def _guess(self, parts: Items[Part], hidden: Tensor, step: Step) -> None:
-        """Drafts for the next step: from the text, else from the module of multi-token prediction."""
+    def _guess(self, parts: Items[Part], hidden: Tensor, step: Any) -> None:
+        """Drafts for the next step: what must come, what stands in the text, what the module says."""
         asking: list[Sequence] = []
         depths: list[int] = []
         rows: list[int] = []
@@ -244,6 +297,10 @@ class Engine:
             if drafter is None or not decodes:
                 continue
             most = sequence.limit - len(sequence.tokens) - 1
+            sequence.draft = list(sequence.state.forced[: min(most, _MOST_FORCED)])
+            if sequence.draft:
+                drafter.certain()
+                continue
             sequence.draft = drafter.propose(sequence.tokens, most, worth)
             if sequence.draft or not self._mtp:
                 continue

@@ -51,6 +51,11 @@ class Grammar:
         """Whether the answer is whole, and nothing may follow."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
+    @property
+    def forced(self) -> list[int]:
+        """Tokens that the grammar leaves no choice about, such as a key and its quotes."""
+        return [] if self.done else self._matcher.compute_ff_tokens()
+
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [V] with -inf for every token that would leave the grammar; the model's end tokens where it may end.
 

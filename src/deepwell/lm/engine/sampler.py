@@ -50,6 +50,11 @@ class Constraint(Protocol):
         """Whether the answer is whole, and nothing may follow but its end."""
         ...
 
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next because no others may, as far as that is known."""
+        ...
+
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [V] with -inf where no token may come now; the given tensor itself when all may."""
         ...
@@ -105,6 +110,11 @@ class SamplerState:
     def done(self) -> bool:
         """Whether the answer has the form that was asked for, and nothing may follow: no token need be computed."""
         return self._constraint is not None and self._constraint.done
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next because no others may: guesses that are always right."""
+        return () if self._constraint is None else self._constraint.forced
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Penalties, then what may not come: logits [V] float32 to new ones; the given tensor is left as it is."""

@@ -5,9 +5,10 @@ only where it is what would have been chosen anyway (``sampler.verify``). A wron
 watches how its guesses fare: it guesses more after good ones, fewer after bad ones, none where the time that they cost
 is more than what they bring (``pace``), and rests after several that were all wrong, longer each time.
 
-Guesses come from the text itself: where its last tokens stood before, what followed them then (prompt look-up; answers
-that quote their sources gain most). If the text has no such place, the network's module of multi-token prediction is
-asked, when it has one, and asked again about its own guesses (as EAGLE does, arXiv 2401.15077).
+The best guesses are none: where a grammar leaves no choice, as about the keys of an object, its tokens are computed
+together. Others come from the text itself: where its last tokens stood before, what followed them then (prompt look-up;
+answers that quote their sources gain most). If the text has no such place, the network's module of multi-token
+prediction is asked, when it has one, and asked again about its own guesses (as EAGLE does, arXiv 2401.15077).
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Drafter:
         self._indexed = 0
         self._text = Trust(believed=0.7, length=4, longest=16)
         self._module = Trust(believed=0.7, length=1, longest=4)
+        self._given = Trust(believed=1.0, length=1, longest=1)
         self._asked = self._text
 
     def resting(self, tokens: Sequence[int]) -> bool:
@@ -125,6 +127,10 @@ class Drafter:
         # What repeats with a period shorter than the guess goes on repeating.
         period = len(tokens) - place
         return [tokens[place + index % period] for index in range(length)]
+
+    def certain(self) -> None:
+        """The next guess is not one: no other tokens may come. Nothing is learnt from it."""
+        self._asked = self._given
 
     def depth(self, tokens: Sequence[int], most: int, worth: Worth | None = None) -> int:
         """How many tokens the module of multi-token prediction is to guess behind ``tokens``."""

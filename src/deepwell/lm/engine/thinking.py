@@ -152,6 +152,13 @@ class ThoughtGate:
         """Whether the answer is whole, and nothing may follow."""
         return self._state is _State.ANSWERING and self._grammar is not None and self._grammar.done
 
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens of a tag or a gap that has begun, or those that the grammar leaves no choice about."""
+        if self._forced or self._state is not _State.ANSWERING or self._grammar is None:
+            return tuple(self._forced)
+        return self._grammar.forced
+
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [V] with -inf where no token may come now."""
         if self._forced:
