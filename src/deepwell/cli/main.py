@@ -31,6 +31,8 @@ COMMANDS = {
     "search": ("deepwell.cli.search:search", "Find passages by words, a picture or a recording."),
     "ask": ("deepwell.cli.ask:ask", "Answer a question, with sources."),
     "chat": ("deepwell.cli.chat:chat", "Talk to a language model of this machine."),
+    "serve": ("deepwell.cli.serve:serve", "Serve a language model to OpenAI's clients over HTTP."),
+    "keys": ("deepwell.cli.keys:keys", "Make, list and remove the keys of a server."),
     "models": ("deepwell.cli.models:models", "List, fetch, check and remove models."),
     "completion": ("deepwell.cli.completion:completion", "Print the script that completes commands in your shell."),
 }

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -32,6 +33,10 @@ from deepwell.server.limits import RateLimit
 from deepwell.server.metrics import METRICS_TYPE, CountRequests, Metrics
 from deepwell.server.refusals import answer, refuse
 from deepwell.server.settings import Settings
+
+if TYPE_CHECKING:
+    from deepwell.library.protocols import TextEncoder
+    from deepwell.lm.engine.model import Model
 
 _GOODBYE_SECONDS = 3
 """How long connections may stay open when nothing is worked on any more."""
@@ -167,6 +172,20 @@ class Server:
                 ws="none",
             )
         )
+
+    @classmethod
+    def of(
+        cls, model: Model, door: Door, taken: socket.socket, *, name: str, encoder: TextEncoder | None = None
+    ) -> Server:
+        """The server of a model; ``name`` and ``encoder`` are those of ``app.create_app``."""
+        from deepwell.server.app import create_app
+        from deepwell.server.driver import Driver
+
+        driver = Driver(model)
+        driver.on_end.append(door.metrics.generation)
+        door.metrics.watch(model.engine, door.admission)
+        app = create_app(driver, name=name, encoder=encoder)
+        return cls(app, door, taken, routes=frozenset(app.openapi()["paths"]))
 
     @property
     def url(self) -> str:

@@ -6,11 +6,12 @@ somebody looks. Every name and its meaning is in the guide.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +37,7 @@ class Metrics:
     """The counters of one server."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which tells nothing that anybody asked for
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -146,10 +148,10 @@ class CountRequests:
     """Middleware, the outermost one: counts every request with its route, its status and its time."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
-        """``routes``: paths that are counted by name; what else is asked is "other", whatever it is."""
+        """``routes``: those that are counted by name, as OpenAPI writes them; what else is asked is "other"."""
         self._app = app
         self._metrics = metrics
-        self._routes = routes
+        self._routes = {route: _pattern(route) for route in sorted(routes)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as ASGI has it."""
@@ -171,9 +173,13 @@ class CountRequests:
             status = 500
             raise
         finally:
-            self._metrics.request(self._route(scope), status, time.perf_counter() - begun)
+            self._metrics.request(self._route(scope["path"]), status, time.perf_counter() - begun)
 
-    def _route(self, scope: Scope) -> str:
-        # The router leaves the route that it found in the scope; a request that did not come so far has a path alone.
-        found = getattr(scope.get("route"), "path", None) or scope["path"]
-        return found if found in self._routes else "other"
+    def _route(self, path: str) -> str:
+        return next((name for name, pattern in self._routes.items() if pattern.fullmatch(path)), "other")
+
+
+def _pattern(route: str) -> re.Pattern[str]:
+    """What fits a route as OpenAPI writes it: ``/v1/models/{model}``."""
+    parts = re.split(r"\{[^}]*\}", route)
+    return re.compile(".+".join(re.escape(part) for part in parts))
