@@ -21,6 +21,7 @@ from deepwell.server.errors import ApiError
 MOST_NESTED = 64
 """Brackets around a value. JSON schemas that people write have a dozen."""
 
+_TEXT_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{\]}]', re.DOTALL)
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -71,7 +72,7 @@ def parse(body: bytes) -> Any:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text, re.DOTALL):
+    for mark in _TEXT_OR_BRACKET.finditer(text):
         letter = mark[0]
         if letter in "[{":
             depth += 1
