@@ -10,6 +10,8 @@ H heads, G rotary keys, N and D the parts of a head without and with rope.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -47,16 +49,16 @@ class FusedLayer:
         self._block = block
         first = self.attention.q_proj if config.q_lora_rank is None else self.attention.q_a_proj
         # Rotary keys and, in grouped attention, queries stand side by side, so that one turn does for both.
-        self._into, self._into_bias = _fused(self.attention.kv_a_proj_with_mqa, cast(nn.Linear, first))
-        self._gate_up: Tensor | None = None
+        self._into = _fused(self.attention.kv_a_proj_with_mqa, cast(nn.Module, first))
+        self._gate_up: Callable[[Tensor], Tensor] | None = None
         if isinstance(block.mlp, MLP):
-            self._gate_up, self._gate_up_bias = _fused(block.mlp.gate_proj, block.mlp.up_proj)
+            self._gate_up = _fused(block.mlp.gate_proj, block.mlp.up_proj)
 
     def into(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` [n, h] -> rows for the cache [n, W], queries without rope [n, H, N] and with it, turned [n, H, D]."""
         config, attention = self._config, self.attention
         width, rank = config.latent_width, config.kv_lora_rank
-        out = linear(normed(x, self._block.input_layernorm), self._into, self._into_bias)
+        out = self._into(normed(x, self._block.input_layernorm))
         if config.is_grouped:
             turn_(out[:, rank:].unflatten(1, (-1, config.qk_rope_head_dim)), cos, sin)
             queries = out[:, width:].unflatten(1, (config.num_attention_heads, config.qk_rope_head_dim))
@@ -81,15 +83,20 @@ class FusedLayer:
         middle = normed(x, block.post_attention_layernorm)
         if self._gate_up is None:
             return x.add_(cast(MixtureOfExperts, block.mlp)(middle[None])[0][0])
-        gate, up = linear(middle, self._gate_up, self._gate_up_bias).chunk(2, dim=-1)
+        gate, up = self._gate_up(middle).chunk(2, dim=-1)
         return x.add_(cast(MLP, block.mlp).down_proj(F.silu(gate).mul_(up)))
 
 
-def _fused(one: nn.Linear, other: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Both matrices in one, and both biases; the modules keep views."""
+def _fused(one: nn.Module, other: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What both layers make of the same input, side by side.
+
+    Matrices of numbers become one, and the modules keep views; layers of another kind compute one after the other.
+    """
+    if not (isinstance(one, nn.Linear) and isinstance(other, nn.Linear)):
+        return lambda x: torch.cat([one(x), other(x)], dim=-1)
     biases: list[Tensor | None] = [one.bias, other.bias]
     given = [bias for bias in biases if bias is not None]
-    return _joined(one.weight, other.weight), _joined(*given) if given else None
+    return partial(linear, weight=_joined(one.weight, other.weight), bias=_joined(*given) if given else None)
 
 
 def _joined(one: Tensor, other: Tensor) -> Tensor:
