@@ -20,7 +20,7 @@
 #define PAIRS (DW_GROUP / 2)
 #define INT8_GROUP (DW_GROUP * DW_PANEL + 2 * DW_PANEL)
 #define INT4_GROUP (DW_GROUP * DW_PANEL / 2 + 4 * DW_PANEL)
-#define FEW 4 /* rows up to which a panel is used as it lies; more, and it is widened first */
+#define FEW 4 /* rows up to which bf16 is widened as it is read; for more, a panel is widened once */
 #define TILE_INT_ROWS 4
 #define ROWS_AT_ONCE_BYTES 262144 /* of inputs that every panel meets before the next rows come: half of a usual L2 */
 
@@ -115,49 +115,10 @@ void dw_input_make(const dw_input *input, const dw_matrix *matrix, int32_t first
     if (matrix->format == DW_INT4) round_rows(input, matrix, 1, first, last);
 }
 
-/* ---- panels, widened ---- */
+/* ---- panels ---- */
 
 size_t dw_panel_bytes(const dw_matrix *matrix) {
-    size_t groups = (size_t)groups_of(matrix);
-    switch (matrix->format) {
-    case DW_F32: return 0;
-    case DW_BF16: return (size_t)matrix->in * DW_PANEL * 4;
-    case DW_INT8: return groups * (DW_GROUP * DW_PANEL * 2 + DW_PANEL * 4);
-    default: return groups * (DW_GROUP * DW_PANEL + 2 * DW_PANEL * 4);
-    }
-}
-
-/* int8: pairs as 16 outputs x 2 weights of 16 bits, then all scales as floats. */
-static void widen_int8(const dw_matrix *matrix, const uint8_t *panel, void *scratch) {
-    int32_t groups = groups_of(matrix);
-    int16_t *weights = scratch;
-    float *scales = (float *)(weights + (size_t)groups * DW_GROUP * DW_PANEL);
-    for (int32_t group = 0; group < groups; group++, panel += INT8_GROUP) {
-        const int8_t *from = (const int8_t *)panel;
-        for (int i = 0; i < DW_GROUP * DW_PANEL; i++) *weights++ = from[i];
-        for (int half = 0; half < 2; half++, scales += 8)
-            store8(scales, load8_f16((const uint16_t *)(panel + DW_GROUP * DW_PANEL) + 8 * half));
-    }
-}
-
-/* int4: quads as 16 outputs x 4 weights of 8 bits, then all scales and minima as floats. */
-static void widen_int4(const dw_matrix *matrix, const uint8_t *panel, void *scratch) {
-    int32_t groups = groups_of(matrix);
-    uint8_t *weights = scratch;
-    float *numbers = (float *)(weights + (size_t)groups * DW_GROUP * DW_PANEL);
-    for (int32_t group = 0; group < groups; group++, panel += INT4_GROUP, weights += DW_GROUP * DW_PANEL) {
-        for (int half = 0; half < 2; half++)
-            for (int j = 0; j < QUADS / 2; j++) {
-                const uint8_t *from = panel + half * 128 + j * 32;
-                uint8_t *low = weights + j * 64 + half * 32, *high = low + QUADS / 2 * 64;
-                for (int i = 0; i < 32; i++) {
-                    low[i] = from[i] & 15;
-                    high[i] = from[i] >> 4;
-                }
-            }
-        for (int i = 0; i < 4; i++, numbers += 8)
-            store8(numbers, load8_f16((const uint16_t *)(panel + DW_GROUP * DW_PANEL / 2) + 8 * i));
-    }
+    return matrix->format == DW_BF16 ? (size_t)matrix->in * DW_PANEL * 4 : 0;
 }
 
 static void widen_bf16(const dw_matrix *matrix, const uint16_t *panel, float *scratch) {
@@ -191,24 +152,17 @@ INLINE __m256i four_bytes(const void *from) {
     return _mm256_set1_epi32(value);
 }
 
-/* `a` are rows of int16, `as` their scales; `wide`: the panel was widened. */
-INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t *const *a, const float *const *as,
-                      const void *panel, const float *scales, f32x8 acc[][2]) {
-    const __m256i *widened = panel;
+/* `a` are rows of int16, `as` their scales. */
+INLINE void tile_int8(const int rows, int groups, const int16_t *const *a, const float *const *as, const void *panel,
+                      f32x8 acc[][2]) {
     const __m128i *stored = panel;
     for (int g = 0; g < groups; g++) {
         __m256i sum[TILE_F32_ROWS][2];
         UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
 #pragma GCC unroll 2
         for (int p = 0; p < PAIRS; p++) {
-            __m256i left, right;
-            if (wide) {
-                left = _mm256_loadu_si256(widened++);
-                right = _mm256_loadu_si256(widened++);
-            } else {
-                left = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
-                right = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
-            }
+            __m256i left = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
+            __m256i right = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored++));
             UNROLL for (int r = 0; r < rows; r++) {
                 __m256i pair = four_bytes(a[r] + g * DW_GROUP + 2 * p);
                 sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(left, pair));
@@ -216,15 +170,8 @@ INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t 
                 ROW_DONE(sum[r]);
             }
         }
-        f32x8 left, right;
-        if (wide) {
-            left = load8(scales + g * DW_PANEL);
-            right = load8(scales + g * DW_PANEL + 8);
-        } else {
-            left = load8_f16((const uint16_t *)stored);
-            right = load8_f16((const uint16_t *)stored + 8);
-            stored += 2;
-        }
+        f32x8 left = load8_f16((const uint16_t *)stored), right = load8_f16((const uint16_t *)stored + 8);
+        stored += 2;
         UNROLL for (int r = 0; r < rows; r++) {
             acc[r][0] += (f32x8)_mm256_cvtepi32_ps(sum[r][0]) * (left * as[r][g]);
             acc[r][1] += (f32x8)_mm256_cvtepi32_ps(sum[r][1]) * (right * as[r][g]);
@@ -233,49 +180,34 @@ INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t 
 }
 
 /* `a` are rows of int8, `as` their scales, `sums` what each group's inputs are together. */
-INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *const *a, const float *const *as,
-                      const float *const *sums, const void *panel, const float *numbers, f32x8 acc[][2]) {
-    const __m256i *widened = panel;
+INLINE void tile_int4(const int rows, int groups, const int8_t *const *a, const float *const *as,
+                      const float *const *sums, const void *panel, f32x8 acc[][2]) {
     const uint8_t *stored = panel;
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     for (int g = 0; g < groups; g++) {
         __m256i sum[TILE_F32_ROWS][2];
         UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        if (wide) {
 #pragma GCC unroll 2
-            for (int q = 0; q < QUADS; q++) {
-                __m256i left = _mm256_loadu_si256(widened++), right = _mm256_loadu_si256(widened++);
-                UNROLL for (int r = 0; r < rows; r++) {
-                    __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
-                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, quad));
-                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, quad));
-                    ROW_DONE(sum[r]);
-                }
-            }
-        } else {
-#pragma GCC unroll 2
-            for (int q = 0; q < QUADS / 2; q++) {
-                __m256i left = _mm256_loadu_si256((const __m256i *)(stored + 32 * q));
-                __m256i right = _mm256_loadu_si256((const __m256i *)(stored + 128 + 32 * q));
-                __m256i left_low = _mm256_and_si256(left, low), right_low = _mm256_and_si256(right, low);
-                left = _mm256_and_si256(_mm256_srli_epi16(left, 4), low);
-                right = _mm256_and_si256(_mm256_srli_epi16(right, 4), low);
-                UNROLL for (int r = 0; r < rows; r++) {
-                    __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
-                    __m256i later = four_bytes(a[r] + g * DW_GROUP + DW_GROUP / 2 + 4 * q);
-                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left_low, quad));
-                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right_low, quad));
-                    ROW_DONE(sum[r]);
-                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, later));
-                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, later));
-                    ROW_DONE(sum[r]);
-                }
+        for (int q = 0; q < QUADS / 2; q++) {
+            __m256i left = _mm256_loadu_si256((const __m256i *)(stored + 32 * q));
+            __m256i right = _mm256_loadu_si256((const __m256i *)(stored + 128 + 32 * q));
+            __m256i left_low = _mm256_and_si256(left, low), right_low = _mm256_and_si256(right, low);
+            left = _mm256_and_si256(_mm256_srli_epi16(left, 4), low);
+            right = _mm256_and_si256(_mm256_srli_epi16(right, 4), low);
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m256i quad = four_bytes(a[r] + g * DW_GROUP + 4 * q);
+                __m256i later = four_bytes(a[r] + g * DW_GROUP + DW_GROUP / 2 + 4 * q);
+                sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left_low, quad));
+                sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right_low, quad));
+                ROW_DONE(sum[r]);
+                sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, later));
+                sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, later));
+                ROW_DONE(sum[r]);
             }
         }
         f32x8 number[4];
         for (int i = 0; i < 4; i++)
-            number[i] = wide ? load8(numbers + 4 * 8 * g + 8 * i)
-                             : load8_f16((const uint16_t *)(stored + DW_GROUP * DW_PANEL / 2) + 8 * i);
+            number[i] = load8_f16((const uint16_t *)(stored + DW_GROUP * DW_PANEL / 2) + 8 * i);
         stored += INT4_GROUP;
         UNROLL for (int r = 0; r < rows; r++) {
             for (int half = 0; half < 2; half++) {
@@ -289,58 +221,45 @@ INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *
 
 #else /* The same sums by plain loops, for processors that are neither. */
 
-INLINE void tile_int8(const int rows, const int wide, int groups, const int16_t *const *a, const float *const *as,
-                      const void *panel, const float *scales, f32x8 acc[][2]) {
-    const int16_t *widened = panel;
+INLINE void tile_int8(const int rows, int groups, const int16_t *const *a, const float *const *as, const void *panel,
+                      f32x8 acc[][2]) {
     const int8_t *stored = panel;
     for (int g = 0; g < groups; g++) {
         for (int r = 0; r < rows; r++) {
             int32_t sum[DW_PANEL] = {0};
             const int16_t *at = a[r] + g * DW_GROUP;
             for (int k = 0; k < DW_GROUP; k++)
-                for (int c = 0; c < DW_PANEL; c++) {
-                    int place = k / 2 * 2 * DW_PANEL + 2 * c + k % 2;
-                    sum[c] += at[k] * (wide ? widened[place] : stored[place]);
-                }
+                for (int c = 0; c < DW_PANEL; c++) sum[c] += at[k] * stored[k / 2 * 2 * DW_PANEL + 2 * c + k % 2];
             for (int c = 0; c < DW_PANEL; c++) {
-                float scale = wide ? scales[g * DW_PANEL + c]
-                                   : from_f16(((const uint16_t *)(stored + DW_GROUP * DW_PANEL))[c]);
+                float scale = from_f16(((const uint16_t *)(stored + DW_GROUP * DW_PANEL))[c]);
                 acc[r][c / 8][c % 8] += (float)sum[c] * (scale * as[r][g]);
             }
         }
-        widened += DW_GROUP * DW_PANEL;
         stored += INT8_GROUP;
     }
 }
 
-INLINE void tile_int4(const int rows, const int wide, int groups, const int8_t *const *a, const float *const *as,
-                      const float *const *sums, const void *panel, const float *numbers, f32x8 acc[][2]) {
-    const uint8_t *widened = panel, *stored = panel;
+INLINE void tile_int4(const int rows, int groups, const int8_t *const *a, const float *const *as,
+                      const float *const *sums, const void *panel, f32x8 acc[][2]) {
+    const uint8_t *stored = panel;
     for (int g = 0; g < groups; g++) {
         for (int r = 0; r < rows; r++) {
             int32_t sum[DW_PANEL] = {0};
             const int8_t *at = a[r] + g * DW_GROUP;
             for (int k = 0; k < DW_GROUP; k++)
                 for (int c = 0; c < DW_PANEL; c++) {
-                    int weight;
-                    if (wide) {
-                        weight = widened[k / 4 * 4 * DW_PANEL + 4 * c + k % 4];
-                    } else {
-                        int within = k % (DW_GROUP / 2);
-                        int byte = stored[c / 8 * 128 + within / 4 * 32 + c % 8 * 4 + within % 4];
-                        weight = k < DW_GROUP / 2 ? byte & 15 : byte >> 4;
-                    }
-                    sum[c] += at[k] * weight;
+                    int within = k % (DW_GROUP / 2);
+                    int byte = stored[c / 8 * 128 + within / 4 * 32 + c % 8 * 4 + within % 4];
+                    sum[c] += at[k] * (k < DW_GROUP / 2 ? byte & 15 : byte >> 4);
                 }
             for (int c = 0; c < DW_PANEL; c++) {
                 const uint16_t *halves = (const uint16_t *)(stored + DW_GROUP * DW_PANEL / 2);
-                float scale = wide ? numbers[4 * 8 * g + c] : from_f16(halves[c]);
-                float minimum = wide ? numbers[4 * 8 * g + DW_PANEL + c] : from_f16(halves[DW_PANEL + c]);
+                float scale = from_f16(halves[c]);
+                float minimum = from_f16(halves[DW_PANEL + c]);
                 acc[r][c / 8][c % 8] += (float)sum[c] * (scale * as[r][g]);
                 acc[r][c / 8][c % 8] += minimum * sums[r][g];
             }
         }
-        widened += DW_GROUP * DW_PANEL;
         stored += INT4_GROUP;
     }
 }
@@ -373,14 +292,13 @@ typedef struct {
     const dw_matrix *matrix;
     const dw_input *input;
     const int32_t *index;
-    int32_t panel, groups, add, wide;
+    int32_t panel, groups, add;
     const void *weights;
-    const float *numbers;
     float *y;
     int64_t y_row;
 } work;
 
-INLINE void some_rows(const int rows, const int format, const int wide, const work *w, int32_t row) {
+INLINE void some_rows(const int rows, const int format, const work *w, int32_t row) {
     f32x8 acc[TILE_F32_ROWS][2];
     const void *a[TILE_F32_ROWS];
     const float *scales[TILE_F32_ROWS], *sums[TILE_F32_ROWS];
@@ -397,39 +315,37 @@ INLINE void some_rows(const int rows, const int format, const int wide, const wo
             sums[r] = w->input->sums + from * w->groups;
         }
     }
-    if (format == DW_F32 || (format == DW_BF16 && wide))
+    if (format == DW_F32)
         tile_f32(rows, w->matrix->in, (const float *const *)a, w->weights, DW_PANEL, acc);
     else if (format == DW_BF16)
         tile_bf16(rows, w->matrix->in, (const float *const *)a, w->weights, acc);
     else if (format == DW_INT8)
-        tile_int8(rows, wide, w->groups, (const int16_t *const *)a, scales, w->weights, w->numbers, acc);
+        tile_int8(rows, w->groups, (const int16_t *const *)a, scales, w->weights, acc);
     else
-        tile_int4(rows, wide, w->groups, (const int8_t *const *)a, scales, sums, w->weights, w->numbers, acc);
+        tile_int4(rows, w->groups, (const int8_t *const *)a, scales, sums, w->weights, acc);
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) put(w->matrix, acc[r], w->panel, w->y + (row + r) * w->y_row, w->add);
 }
 
-INLINE void rows_of(const int format, const int wide, const work *w, int32_t first, int32_t last) {
+INLINE void rows_of(const int format, const work *w, int32_t first, int32_t last) {
     const int most = format < DW_INT8 ? TILE_F32_ROWS : TILE_INT_ROWS;
     int32_t row = first;
-    for (; row + most <= last; row += most) some_rows(format < DW_INT8 ? 6 : 4, format, wide, w, row);
+    for (; row + most <= last; row += most) some_rows(format < DW_INT8 ? 6 : 4, format, w, row);
     switch (last - row) {
-    case 5: if (format < DW_INT8) some_rows(5, format, wide, w, row); break;
-    case 4: if (format < DW_INT8) some_rows(4, format, wide, w, row); break;
-    case 3: some_rows(3, format, wide, w, row); break;
-    case 2: some_rows(2, format, wide, w, row); break;
-    case 1: some_rows(1, format, wide, w, row); break;
+    case 5: if (format < DW_INT8) some_rows(5, format, w, row); break;
+    case 4: if (format < DW_INT8) some_rows(4, format, w, row); break;
+    case 3: some_rows(3, format, w, row); break;
+    case 2: some_rows(2, format, w, row); break;
+    case 1: some_rows(1, format, w, row); break;
     default: break;
     }
 }
 
-/* One function for each format and form, so that each has its registers to itself. */
-static __attribute__((noinline)) void rows_f32(const work *w, int32_t first, int32_t last) { rows_of(DW_F32, 1, w, first, last); }
-static __attribute__((noinline)) void rows_bf16(const work *w, int32_t first, int32_t last) { rows_of(DW_BF16, 0, w, first, last); }
-static __attribute__((noinline)) void rows_int8(const work *w, int32_t first, int32_t last) { rows_of(DW_INT8, 0, w, first, last); }
-static __attribute__((noinline)) void rows_int8_wide(const work *w, int32_t first, int32_t last) { rows_of(DW_INT8, 1, w, first, last); }
-static __attribute__((noinline)) void rows_int4(const work *w, int32_t first, int32_t last) { rows_of(DW_INT4, 0, w, first, last); }
-static __attribute__((noinline)) void rows_int4_wide(const work *w, int32_t first, int32_t last) { rows_of(DW_INT4, 1, w, first, last); }
+/* One function for each format, so that each has its registers to itself. */
+static __attribute__((noinline)) void rows_f32(const work *w, int32_t first, int32_t last) { rows_of(DW_F32, w, first, last); }
+static __attribute__((noinline)) void rows_bf16(const work *w, int32_t first, int32_t last) { rows_of(DW_BF16, w, first, last); }
+static __attribute__((noinline)) void rows_int8(const work *w, int32_t first, int32_t last) { rows_of(DW_INT8, w, first, last); }
+static __attribute__((noinline)) void rows_int4(const work *w, int32_t first, int32_t last) { rows_of(DW_INT4, w, first, last); }
 
 void dw_panels(const dw_matrix *matrix, const dw_input *input, const int32_t *index, int32_t rows, int32_t panel,
                int32_t count, float *y, int64_t y_row, int32_t add, void *scratch) {
@@ -441,41 +357,20 @@ void dw_panels(const dw_matrix *matrix, const dw_input *input, const int32_t *in
     int32_t at_once = some < 48 ? 48 : some > rows ? rows : (int32_t)some;
     for (int32_t first = 0; first < rows; first += at_once) {
         int32_t last = rows - first < at_once ? rows : first + at_once;
-        int wide = last - first > FEW;
         for (int32_t p = panel; p < panel + count; p++) {
-            const char *from = (const char *)matrix->panels + (size_t)p * stored;
             w.panel = p;
-            w.weights = from;
-            if (wide && matrix->format != DW_F32) {
+            w.weights = (const char *)matrix->panels + (size_t)p * stored;
+            if (matrix->format == DW_BF16 && last - first > FEW) {
+                widen_bf16(matrix, w.weights, scratch);
                 w.weights = scratch;
-                w.numbers = (const float *)((const char *)scratch +
-                                            (size_t)groups * DW_GROUP * DW_PANEL * (matrix->format == DW_INT8 ? 2 : 1));
+                rows_f32(&w, first, last);
+                continue;
             }
             switch (matrix->format) {
             case DW_F32: rows_f32(&w, first, last); break;
-            case DW_BF16:
-                if (wide) {
-                    widen_bf16(matrix, (const uint16_t *)from, scratch);
-                    rows_f32(&w, first, last);
-                } else {
-                    rows_bf16(&w, first, last);
-                }
-                break;
-            case DW_INT8:
-                if (wide) {
-                    widen_int8(matrix, (const uint8_t *)from, scratch);
-                    rows_int8_wide(&w, first, last);
-                } else {
-                    rows_int8(&w, first, last);
-                }
-                break;
-            default:
-                if (wide) {
-                    widen_int4(matrix, (const uint8_t *)from, scratch);
-                    rows_int4_wide(&w, first, last);
-                } else {
-                    rows_int4(&w, first, last);
-                }
+            case DW_BF16: rows_bf16(&w, first, last); break;
+            case DW_INT8: rows_int8(&w, first, last); break;
+            default: rows_int4(&w, first, last);
             }
         }
     }
