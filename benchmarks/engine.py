@@ -1,6 +1,7 @@
 """The engine beside llama.cpp and transformers: same model, same tokens, same machine, same threads, one run.
 
-    python benchmarks/engine.py --peer-python PATH [--only ours|llama|transformers] [--formats F16,Q8_0,Q4_0] [--runs 3]
+    python benchmarks/engine.py --peer-python PATH [--only ours|llama|transformers] [--precisions int8,int4]
+        [--formats F16,Q8_0,Q4_0] [--runs 3]
 
 ``--peer-python`` is a Python with llama-cpp-python; its files are made here from our own export by llama.cpp's own
 quantiser. Every side runs in a process of its own, one after the other; every figure is the best of the runs.
@@ -40,14 +41,14 @@ def best(runs: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
     return {key: min(one[key] for one in made) for key in made[0]}
 
 
-def ours(tokens: dict, folder: Path, runs: int, threads: int) -> dict[str, float]:  # type: ignore[type-arg]
-    """All five, and the machine's ceilings."""
+def ours(tokens: dict, where: Path, runs: int, threads: int) -> dict[str, float]:  # type: ignore[type-arg]
+    """All five in the precision that ``where`` is named after, and the machine's ceilings."""
     import torch
 
     from deepwell.lm import Model, SamplingParams
 
     torch.set_num_threads(threads)
-    model = Model.load(folder / "f32", precision="auto", device="cpu")
+    model = Model.load(where.parent / "f32", precision=where.name, device="cpu")
     params = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
 
     def timed(prompt: list[int], speculate: bool) -> tuple[float, float]:
@@ -86,7 +87,7 @@ def ours(tokens: dict, folder: Path, runs: int, threads: int) -> dict[str, float
     found = best(runs, run)
     counters = model.engine.counters
     found["accepted"] = counters.accepted / max(1, counters.proposed)
-    found["dtype_bytes"] = torch.empty((), dtype=model.network.dtype).element_size()
+    found["weight_bytes"] = model.engine.weight_bytes
     found["parameters"] = sum(parameter.numel() for parameter in model.network.parameters())
     found["embedding"] = model.network.embed_tokens.weight.numel()
     large, wide = torch.zeros(2**27), torch.randn(1536, 1536)
@@ -238,16 +239,21 @@ def table(results: dict[str, dict[str, float]]) -> None:
             r.get("again"),
         ]  # fmt: skip
         print(f"  {name:24}" + "".join(f"{'-':>16}" if cell is None else f"{cell:16.3f}" for cell in cells))
-    mine = results.get("deepwell")
-    if mine is None:
-        return
-    peers = [r for name, r in results.items() if name.startswith("llama.cpp")]
+    for name, mine in results.items():
+        if name.startswith("deepwell"):
+            _beside(name, mine, results)
+
+
+def _beside(name: str, mine: dict[str, float], results: dict[str, dict[str, float]]) -> None:
+    """One of our precisions beside the best of the others."""
+    print(f"\n  {name}")
+    peers = [r for other, r in results.items() if other.startswith("llama.cpp")]
     if peers:
 
         def least(key: str) -> float:
             return min(r[key] for r in peers)
 
-        print("\n  beside the best of llama.cpp's formats at each")
+        print("  beside the best of llama.cpp's formats at each:")
         print(f"  (a) request: {mine['whole'] / least('whole'):.2f} of its time (wanted at most 0.70)")
         print(f"  (b) decoding: {least('token') / mine['token']:.2f} of its speed (wanted at least 1)")
         print(f"  (c) {AT_ONCE} at once: {least('many') / mine['many']:.2f} of its speed (wanted at least 1.5)")
@@ -258,7 +264,7 @@ def table(results: dict[str, dict[str, float]]) -> None:
     if "transformers" in results:
         ratio = results["transformers"]["token"] / mine["token"]
         print(f"  transformers: decoding {ratio:.2f} times as fast as its own (wanted at least 4)")
-    read = mine["parameters"] * mine["dtype_bytes"] / mine["token"] / 1e9
+    read = mine["weight_bytes"] / mine["token"] / 1e9
     made = 2 * (mine["parameters"] - mine["embedding"]) * PROMPT / mine["first"] / 1e9
     print(f"  ceilings: decoding reads {read:.1f} of {mine['read_gb_s']:.1f} GB/s ({read / mine['read_gb_s']:.0%}); "
           f"the prompt takes {made:.0f} of {mine['gflop_s']:.0f} GFLOP/s ({made / mine['gflop_s']:.0%})")  # fmt: skip
@@ -268,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="a Python with llama-cpp-python")
     parser.add_argument("--only", help="sides to run, by commas: ours, llama, transformers")
+    parser.add_argument("--precisions", default="f32,bf16,int8,int4", help="ours, by commas")
     parser.add_argument("--formats", default="F16,BF16,Q8_0,Q4_1,Q4_0", help="llama.cpp's, by commas")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -297,7 +304,8 @@ def main() -> None:
 
         results: dict[str, dict[str, float]] = {}
         if "ours" in sides:
-            results["deepwell"] = json.loads(apart(sys.executable, "ours", folder).splitlines()[-1])
+            for name in options.precisions.split(","):
+                results[f"deepwell {name}"] = json.loads(apart(sys.executable, "ours", folder / name).splitlines()[-1])
         if "llama" in sides and options.peer_python:
             for name in options.formats.split(","):
                 file = folder / f"{name}.gguf"

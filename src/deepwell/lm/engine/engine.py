@@ -126,6 +126,11 @@ class Engine:
         """Tokens that the cache holds; no request may have more."""
         return self.allocator.blocks * self.allocator.block_size
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the matrices that a step multiplies with, all experts included."""
+        return self._runner.weight_bytes
+
     def add(self, prompt: Items[int], state: SamplerState, *, most: int, ends: Collection[int] = ()) -> Sequence:
         """A new request.
 

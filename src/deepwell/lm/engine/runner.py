@@ -63,6 +63,14 @@ class Runner:
         if config.is_grouped:
             self._values = rows[..., :rank].unflatten(2, (groups, -1)).transpose(1, 2)  # [layers, G, slots, V]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the matrices that a step multiplies with; an embedding that is not the head is not among them."""
+        config = self._config
+        apart = 0 if config.tie_word_embeddings else self.model.embed_tokens.weight.numel()
+        width = self.model.embed_tokens.weight.element_size()
+        return (sum(one.numel() for one in self.model.parameters()) - apart) * width
+
     @torch.no_grad()
     def run(self, parts: Items[Part]) -> tuple[Tensor, Step]:
         """The normed states [n, h] of all tokens of the parts, and what ``draft`` needs of this step."""

@@ -89,10 +89,8 @@ class NativeRunner:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of all weights."""
-        drafts = 0 if self._drafts is None else self._drafts.weight_bytes
-        table = self._embedding.numel() * self._embedding.element_size()
-        return self._program.weight_bytes + self._head.weight_bytes + drafts + table
+        """Of the matrices that a step multiplies with; the embedding, of which it reads few rows, is not among them."""
+        return self._program.weight_bytes + self._head.weight_bytes
 
     def run(self, parts: Items[Part]) -> tuple[Tensor, native.Batch]:
         """The normed states [n, h] of all tokens of the parts, good until the next step, and the step itself."""
