@@ -57,6 +57,12 @@ def test_weights_that_will_be_rounded_are_read_as_they_are_where_there_is_memory
     assert memory.dtype_for("f16", folder, "cpu") == "f16"
 
 
+def test_a_network_for_fp8_is_read_into_the_hosts_memory(folder: Path) -> None:
+    assert memory.dtype_for("fp8", folder, "cuda") == "bf16"
+    assert memory.read_to("fp8", "cuda") == "cpu"
+    assert memory.read_to("bf16", "cuda") == "cuda"
+
+
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert memory.device_for("auto") == "cuda"

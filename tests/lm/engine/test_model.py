@@ -223,6 +223,21 @@ def test_a_tokenizer_of_another_model_is_refused(chatml: Tokenizer) -> None:
         Model(network, chatml)
 
 
+def test_a_model_is_loaded_in_fp8(chatml: Tokenizer, tmp_path: Path) -> None:
+    network = _network(chatml).float()
+    deepwell.lm.save(network, tmp_path / "tiny", precision="f32", tokenizer=chatml)
+    model = Model.load(tmp_path / "tiny", precision="fp8", device="cpu", cache_bytes=2**20)
+    assert type(model.network.layers[0].self_attn.o_proj).__name__ == "Fp8Linear"
+    assert model.generate("a", SamplingParams(max_tokens=2, ignore_eos=True))[0].tokens
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(precision: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("no config")
+    with pytest.raises(UsageError, match="'cuda:77' cannot be used"):
+        Model.load(tmp_path, precision=precision, device="cuda:77")
+
+
 def test_a_model_is_loaded_from_a_folder_in_the_precision_asked_for(chatml: Tokenizer, tmp_path: Path) -> None:
     network = _network(chatml).float()
     deepwell.lm.save(network, tmp_path / "tiny", precision="f32", tokenizer=chatml)

@@ -65,7 +65,7 @@ def dtype_for(precision: str, path: Path, device: str) -> str:
     if precision in WORDS:
         # Files hold bf16, f16 or rounded weights; float32 holds all of these as they are.
         return "f32" if device.startswith("cpu") and _fits_as_float32(path) else "bf16"
-    return precision
+    return "bf16" if precision == "fp8" else precision
 
 
 def compiled_for(precision: str, network: Transformer) -> Precision | None:
@@ -75,10 +75,22 @@ def compiled_for(precision: str, network: Transformer) -> Precision | None:
     return cast(Precision, precision)
 
 
-def round_weights(network: Transformer, precision: str) -> None:
-    """Where PyTorch computes, int8 and int4 are the weights that they stand for, and take no less memory."""
+def read_to(precision: str, device: str) -> str:
+    """The device to which files are read: a network for FP8 may fit a GPU in FP8 alone."""
+    return "cpu" if precision == "fp8" else device
+
+
+def round_weights(network: Transformer, precision: str, device: str) -> None:
+    """Where PyTorch computes, int8 and int4 are the weights that they stand for, and take no less memory.
+
+    FP8 stays FP8, and the network goes to the device on the way.
+    """
     if precision in WORDS:
         round_in_place(network, WORDS[precision])
+    if precision == "fp8":
+        from deepwell.lm.engine.gpu.fp8_layers import to_fp8
+
+        to_fp8(network, device)
 
 
 def cache_bytes_for(network: Transformer, precision: Precision | None = None) -> int:

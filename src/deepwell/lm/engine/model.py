@@ -121,16 +121,18 @@ class Model:
             DeepwellError: As ``deepwell.lm.load`` says.
         """
         from deepwell.lm.engine import memory
-        from deepwell.lm.weights.opening import load, locate
+        from deepwell.lm.weights.opening import load, locate, usable
 
         chosen = memory.device_for(device)
         path = locate(name_or_path)
         if precision == "auto":
             precision = memory.precision_for(path, chosen)
-        network, tokenizer = load(path, dtype=memory.dtype_for(precision, path, chosen), device=chosen)
+        usable(chosen)
+        dtype = memory.dtype_for(precision, path, chosen)
+        network, tokenizer = load(path, dtype=dtype, device=memory.read_to(precision, chosen))
         compiled = memory.compiled_for(precision, network)
         if compiled is None:
-            memory.round_weights(network, precision)
+            memory.round_weights(network, precision, chosen)
         return cls(
             network, tokenizer, cache_bytes=cache_bytes, speculate=speculate, precision=compiled, consume=bool(compiled)
         )

@@ -56,14 +56,7 @@ def load(
         import torch
     except ImportError as error:
         raise MissingExtraError("language models need torch", hint="Run: pip install 'deepwell[lm]'") from error
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"device {str(device)!r} cannot be used: {reason}", hint="use cpu, or cuda with a GPU"
-        ) from error
+    place = usable(device)
     if path.is_file():
         from deepwell.lm.weights.gguf.reading import read_gguf
 
@@ -73,6 +66,25 @@ def load(
 
     tokenizer = Tokenizer.from_folder(path)  # first, because it is quick to fail
     return read_checkpoint(path, dtype=getattr(torch, DTYPES[dtype]), device=place, on_progress=on_progress), tokenizer
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        UsageError: There is none here.
+    """
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"device {str(device)!r} cannot be used: {reason}", hint="use cpu, or cuda with a GPU"
+        ) from error
+    return place
 
 
 def locate(name_or_path: str | Path) -> Path:
