@@ -108,14 +108,18 @@ def test_rounding_is_shown_by_part_and_for_the_worst(deepwell: Callable[..., Any
     (fact,) = (line[1] for line in lines if line[0] == "as int4")
     assert "an error of" in fact and fact.endswith("dB")
     table = lines[lines.index(["rounded", "bits", "bytes", "error", "SNR dB"]) :]
-    assert [(row[0], row[1]) for row in table[1:4]] == [("embedding", "8"), ("attention", "4"), ("feed-forward", "4")]
+    assert [(row[0], row[1]) for row in table[1:4]] == [
+        ("attention", "4"),
+        ("feed-forward", "4"),
+        ("routed experts", "4"),
+    ]
     assert table[-6] == ["worst", "bits", "error", "SNR dB"]
     assert all(row[1] == "4" and row[2].endswith("%") for row in table[-5:])
 
     ran = deepwell("models", "inspect", str(tmp_path / "model"), "--quantise", "int8", "--json")
     quantised = json.loads(ran.out)["quantised"]
     assert quantised["bits"] == 8 and len(quantised["worst"]) == 5
-    assert 35 < quantised["snr_db"] < 50 and quantised["by_part"]["embedding"]["relative_error"] < 0.01
+    assert 35 < quantised["snr_db"] < 50 and quantised["by_part"]["head"]["relative_error"] < 0.01
 
 
 def test_rounding_wants_weights_and_known_words(deepwell: Callable[..., Any]) -> None:

@@ -11,7 +11,14 @@ from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.precision.integers import error_of, quantise
 from deepwell.lm.weights.gguf.writing import write_gguf
-from deepwell.lm.weights.quantising import WORDS, bits_for, padded_quantise, quantisation, quantisation_of
+from deepwell.lm.weights.quantising import (
+    WORDS,
+    bits_for,
+    padded_quantise,
+    quantisation,
+    quantisation_of,
+    round_in_place,
+)
 from deepwell.lm.weights.writing import write_checkpoint
 
 
@@ -21,13 +28,30 @@ def network(name: str = "debug-moe", seed: int = 0) -> Transformer:
         return Transformer(ModelConfig.named(name))
 
 
-def test_embedding_and_head_keep_eight_bits_and_norms_and_routers_all() -> None:
-    kinds = {weight.name: bits_for(weight, 4) for weight in weights_of(ModelConfig.named("debug-moe"))}
-    assert {name for name, bits in kinds.items() if bits == 8} == {"embed_tokens.weight", "lm_head.weight"}
-    assert all(("norm" in name or name.endswith("mlp.gate.weight")) == (bits is None) for name, bits in kinds.items())
-    assert kinds["layers.1.mlp.experts.down_proj"] == kinds["mtp.0.eh_proj.weight"] == 4
+def test_the_head_keeps_eight_bits_and_some_weights_all() -> None:
+    apart = {weight.name: bits_for(weight, 4) for weight in weights_of(ModelConfig.named("debug-moe"))}
+    assert {name for name, bits in apart.items() if bits == 8} == {"lm_head.weight"}
+    whole = {name for name, bits in apart.items() if bits is None}
+    marks = ("norm", "mlp.gate.weight", "kv_b_proj", "embed_tokens")
+    assert whole == {name for name in apart if any(mark in name for mark in marks)}
+    assert apart["layers.1.mlp.experts.down_proj"] == apart["mtp.0.eh_proj.weight"] == 4
+
+    tied = {weight.name: bits_for(weight, 4) for weight in weights_of(ModelConfig.named("smollm2-135m"))}
+    assert tied["embed_tokens.weight"] == 8
     assert bits_for(Weight("layers.0.self_attn.q_proj.bias", (8,), "attention", 0), 4) is None
-    assert bits_for(Weight("lm_head.weight", (8, 8), "head"), 8) == 8
+
+
+def test_rounding_in_place_gives_the_weights_that_are_told() -> None:
+    model, before = network(), network()
+    round_in_place(model, 4)
+    for weight in weights_of(model.config):
+        own, bits = model.get_parameter(weight.name).detach(), bits_for(weight, 4)
+        was = before.get_parameter(weight.name).detach()
+        if bits is None:
+            assert torch.equal(own, was), weight.name
+        else:
+            rounded = padded_quantise(was.flatten(0, -2), bits, where="").dequantised()[:, : was.shape[-1]]
+            assert torch.equal(own, rounded.view(was.shape)), weight.name
 
 
 @pytest.mark.parametrize("word", ["int8", "int4"])

@@ -6,8 +6,8 @@
     found.worst(5)                          # the matrices that lose most of themselves
 
 What is rounded is what the compiled engine rounds. The head, and so an embedding that is the head too, keeps 8 bits in
-either case: it is where rare tokens are told apart, and files of 4 bits keep more for it too. Norms, biases, routers and
-the up-projection of a latent (small matrices, one a head) are not rounded, nor is an embedding that is only looked up. A
+either case: it is where rare tokens are told apart, and files of 4 bits keep more for it too. Norms, biases, routers,
+the up-projection of a latent (small matrices, one a head) and an embedding that is only looked up are not rounded. A
 network that was read from a Q4_0, Q4_1 or Q8_0 file loses nothing at its own bits.
 """
 
