@@ -41,7 +41,7 @@ def test_a_server_without_an_encoder_says_how_to_get_one(server: Live) -> None:
     app = create_app(Driver(server.model), name="tiny")
     response = _ask(app, "POST", "/v1/embeddings", json={"model": "tiny", "input": "a"})
     assert response.status_code == 404
-    assert "--encoder" in _error(response)["message"]
+    assert "--text-encoder" in _error(response)["message"]
 
 
 def test_a_text_that_is_too_long_is_refused_with_the_counts_and_never_cut(server: Live) -> None:

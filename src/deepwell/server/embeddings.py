@@ -73,7 +73,7 @@ def embedding_routes(served: Served) -> APIRouter:
     async def embed(body: EmbeddingRequest) -> Embeddings:
         encoder = served.encoder
         if encoder is None:
-            message = "this server makes no embeddings; start it with `deepwell serve MODEL --encoder NAME`"
+            message = "this server makes no embeddings; start it with `deepwell serve MODEL --text-encoder NAME`"
             raise ApiError(404, message, "model_not_found", param="model")
         if body.model != encoder.name:
             raise served.unknown(body.model)
