@@ -44,22 +44,28 @@ async def api(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextlib.contextmanager
-def serving(**more: Any) -> Iterator[tuple[Server, httpx.Client]]:
-    """A live server in a thread, and a client of it; at the end it is told to stop, twice."""
-    settings = Settings(port=0, **more)
-    server = Server(api, Door.of(settings), bind(settings), routes=frozenset({"/v1/completions"}))
+def running(server: Server) -> Iterator[None]:
+    """Run a server in a thread; at the end it is told to stop, twice."""
     ready = threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,))
     thread.start()
-    assert ready.wait(10)
-    with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
-        try:
-            yield server, client
-        finally:
-            server.stop()
-            server.stop()
-            thread.join(10)
-            assert not thread.is_alive()
+    assert ready.wait(20)
+    try:
+        yield
+    finally:
+        server.stop()
+        server.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(**more: Any) -> Iterator[tuple[Server, httpx.Client]]:
+    """A live server of ``api``, and a client of it."""
+    settings = Settings(port=0, **more)
+    server = Server(api, Door.of(settings), bind(settings), routes=frozenset({"/v1/completions"}))
+    with running(server), httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+        yield server, client
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -181,40 +187,40 @@ def process(drain_seconds: float) -> Iterator[tuple[subprocess.Popen[str], str]]
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(HERE), str(drain_seconds)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as running:  # fmt: skip
+    ) as started:  # fmt: skip
         try:
-            assert running.stdout is not None
-            yield running, running.stdout.readline().strip()
+            assert started.stdout is not None
+            yield started, started.stdout.readline().strip()
         finally:
-            running.kill()
+            started.kill()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way there")
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_in_order_and_a_second_one_at_once(which: signal.Signals) -> None:
-    with process(60) as (running, url):
+    with process(60) as (started, url):
         assert httpx.get(f"{url}/health").status_code == 200
         got: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: got.append(httpx.post(url, content=b"slow", timeout=30)))
         thread.start()
         time.sleep(0.3)
-        running.send_signal(which)
+        started.send_signal(which)
         until(lambda: httpx.get(f"{url}/health").status_code == 503)
-        assert running.poll() is None
-        running.send_signal(which)
-        out, err = running.communicate(timeout=20)
+        assert started.poll() is None
+        started.send_signal(which)
+        out, err = started.communicate(timeout=20)
         thread.join(10)
         assert got[0].status_code == 503
-        assert (running.returncode, out, err) == (0, "ended\n", "")
+        assert (started.returncode, out, err) == (0, "ended\n", "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way there")
 def test_an_idle_process_ends_when_it_is_told() -> None:
-    with process(60) as (running, url):
+    with process(60) as (started, url):
         assert httpx.get(f"{url}/health").status_code == 200
-        running.send_signal(signal.SIGTERM)
-        out, err = running.communicate(timeout=20)
-        assert (running.returncode, out, err) == (0, "ended\n", "")
+        started.send_signal(signal.SIGTERM)
+        out, err = started.communicate(timeout=20)
+        assert (started.returncode, out, err) == (0, "ended\n", "")
 
 
 def test_an_address_that_is_taken_is_an_error_in_words() -> None:

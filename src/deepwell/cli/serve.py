@@ -14,7 +14,6 @@ from deepwell.cli.models import ModelName
 from deepwell.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from deepwell.library.protocols import TextEncoder
     from deepwell.lm.engine.model import Model
     from deepwell.server.settings import Settings
 
@@ -56,6 +55,7 @@ def _limit_options(command: _F) -> _F:
 @click.option("--text-encoder", metavar="NAME", help="Answer /v1/embeddings by this encoder.")
 @click.option("--precision", default="auto", show_default=True, metavar="WORD", help="Of the weights in memory.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, or cuda with a GPU.")
+@click.option("--cache-bytes", type=int, metavar="N", help="Memory for the cache; else a share of what is free.")
 @click.option(
     "--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Let web pages of this origin ask; repeatable."
 )
@@ -75,6 +75,7 @@ def serve(
     text_encoder: str | None,
     precision: str,
     device: str,
+    cache_bytes: int | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -90,10 +91,13 @@ def serve(
             f"serving needs the package {error.name}", hint="Run: pip install 'deepwell[server,lm]'"
         ) from error
 
+    from deepwell.library.encoders.opening import open_text
+
     settings = _settings(key_file, limits)
     door = Door.of(settings)
     with bind(settings) as taken:
-        loaded, encoder = _load(model, precision, device, text_encoder)
+        loaded = _load(model, precision=precision, device=device, cache_bytes=cache_bytes)
+        encoder = None if text_encoder is None else open_text(text_encoder)
         called = name or Path(model).resolve().name.removesuffix(".gguf")
         server = Server.of(loaded, door, taken, name=called, encoder=encoder)
 
@@ -120,14 +124,9 @@ def _settings(named: Path | None, limits: dict[str, Any]) -> Settings:
     return Settings(key_file=path if keys else None, **limits)
 
 
-def _load(model: str, precision: str, device: str, text_encoder: str | None) -> tuple[Model, TextEncoder | None]:
+def _load(name: str, **how: Any) -> Model:
     from deepwell import Model
     from deepwell.cli import render
 
-    with render.console(stderr=True).status(f"Loading {render.plain(model)} ..."):
-        encoder: TextEncoder | None = None
-        if text_encoder is not None:
-            from deepwell.library.encoders.opening import open_text
-
-            encoder = open_text(text_encoder)
-        return Model.load(model, precision=precision, device=device), encoder
+    with render.console(stderr=True).status(f"Loading {render.plain(name)} ..."):
+        return Model.load(name, **how)
