@@ -68,8 +68,9 @@ def test_all_of_the_numbers_of_fp8_are_read() -> None:
 
 
 def test_few_rows_take_narrow_tiles() -> None:
-    assert tile_for(1) == (16, 32, 4)
-    assert tile_for(512) == (128, 128, 8)
+    assert tile_for(1) == (16, 32, 4, 4)
+    assert tile_for(512) == (128, 128, 8, 2)
+    assert tile_for(512, (8, 0)) == (64, 128, 8, 2)
     assert all(128 % tile_for(rows)[1] == 0 for rows in range(1, 300))
 
 

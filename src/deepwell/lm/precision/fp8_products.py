@@ -113,13 +113,16 @@ def row_tiles(ends: Tensor, rows: int, row_tile: int) -> tuple[Tensor, Tensor]:
     return group.to(torch.int32), first.to(torch.int32)
 
 
-def tile_for(rows: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile, and warps, for a product of so many rows."""
+def tile_for(rows: int, capability: tuple[int, int] = (9, 0)) -> tuple[int, int, int, int]:
+    """Rows and columns of a tile, warps and stages of loading, for a product of so many rows.
+
+    Before Hopper (capability 9.0), sums of a larger tile do not fit into the registers.
+    """
     if rows <= 16:
-        return 16, 32, 4  # many programs, because reading the weights is all there is to do
+        return 16, 32, 4, 4  # many programs, because reading the weights is all there is to do
     if rows <= 64:
-        return 32, 64, 4
-    return 128, 128, 8
+        return 32, 64, 4, 3 if capability >= (9, 0) else 2
+    return (128, 128, 8, 2) if capability >= (9, 0) else (64, 128, 8, 2)
 
 
 def _launch(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None, ends: Tensor | None) -> Tensor:
@@ -136,7 +139,8 @@ def _launch(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None, ends: Tensor | No
     out = x.new_empty(rows, columns)
     if not rows:
         return out
-    row_tile, column_tile, warps = tile_for(-(-rows // groups))
+    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
+    row_tile, column_tile, warps, stages = tile_for(-(-rows // groups), capability)
     tile_group = tile_first = ends
     tiles = -(-rows // row_tile)
     if ends is not None:
@@ -160,12 +164,12 @@ def _launch(x: Tensor, matrix: Fp8Matrix, bias: Tensor | None, ends: Tensor | No
         matrix.scales.shape[-1],
         grouped=ends is not None,
         has_bias=bias is not None,
-        has_fp8=x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 9),
+        has_fp8=capability >= (8, 9),
         row_tile=row_tile,
         column_tile=column_tile,
         block=_BLOCK,
         operand=operand(x.dtype),
         num_warps=warps,
-        num_stages=4 if row_tile < 128 else 3,
+        num_stages=stages,
     )
     return out

@@ -116,4 +116,6 @@ def test_few_queries_are_cut_into_more_parts_than_many_and_never_below_a_tile() 
 
 def test_a_tile_holds_the_heads_that_share_a_row() -> None:
     assert tiling_for(ModelConfig.named("deepseek-v3")) == Tiling(heads=64, places=32, warps=8, stages=2)
+    assert tiling_for(ModelConfig.named("deepseek-v3"), shared=99 * 1024).heads == 16
+    assert tiling_for(ModelConfig.named("deepseek-v3"), shared=163 * 1024).heads == 32
     assert tiling_for(ModelConfig.named("r1-distill-llama-8b")).heads == 16

@@ -54,10 +54,16 @@ class Tiling:
     stages: int
 
 
-def tiling_for(config: ModelConfig) -> Tiling:
-    """A tiling for this network's attention: as many heads as share a row, up to what the registers hold."""
-    heads = min(64, max(16, triton.next_power_of_2(config.num_attention_heads // config.rope_key_heads)))
+def tiling_for(config: ModelConfig, shared: int = 227 * 1024) -> Tiling:
+    """A tiling for this network's attention: as many heads as share a row, up to what a GPU's block can hold.
+
+    Args:
+        config: Of the network.
+        shared: Bytes of shared memory that a block may have.
+    """
     wide = summed_width(config) > 256
+    most = 64 if not wide or shared >= 200 * 1024 else 32 if shared >= 160 * 1024 else 16
+    heads = min(most, max(16, triton.next_power_of_2(config.num_attention_heads // config.rope_key_heads)))
     return Tiling(heads=heads, places=32 if wide else 64, warps=8 if wide and heads > 16 else 4, stages=2)
 
 

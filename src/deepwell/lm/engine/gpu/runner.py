@@ -60,8 +60,13 @@ class GPURunner(Runner):
         config = model.config
         on_gpu = model.device.type == "cuda"
         longest = min(config.max_position_embeddings, cache.blocks * cache.block_size)
-        self._tiling = tiling_for(config)
-        self._cores = torch.cuda.get_device_properties(model.device).multi_processor_count if on_gpu else 2
+        self._tiling, self._cores = tiling_for(config), 2
+        if on_gpu:
+            gpu = torch.cuda.get_device_properties(model.device)
+            self._tiling = tiling_for(
+                config, getattr(gpu, "shared_memory_per_block_optin", gpu.shared_memory_per_block)
+            )
+            self._cores = gpu.multi_processor_count
         self._inputs = DecodeInputs(cache, most=SIZES[-1], longest=longest, window=config.sliding_window)
         self._longest = longest
         self._record: Record | None = record or (Graphs().record if on_gpu else None)
