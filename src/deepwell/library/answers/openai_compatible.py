@@ -38,7 +38,8 @@ class OpenAICompatible:
 
     Attributes:
         base_url: As the server's documentation gives it, usually ending in ``/v1``.
-        model: The name the server knows it by; empty asks the server, which must then offer exactly one.
+        model: The name the server knows it by; empty asks the server, which must then offer exactly one, be it under
+            several names (``root``).
         timeout: Seconds to wait for the next piece of a reply.
         connect_timeout: Seconds to wait for a connection.
         retries: How often a request is repeated after a failure that may pass.
@@ -122,24 +123,27 @@ class OpenAICompatible:
         return key
 
     def _only_model(self, client: httpx.Client) -> str:
-        names = self._offered(client)
-        if len(names) == 1:
-            return names[0]
+        models = self._offered(client)
+        names = list(models)
+        # A server may give its one model other names, and offer models of other kinds: those have no other names.
+        meant = names if len(names) == 1 else list({root for name, root in models.items() if root != name} & {*names})
+        if len(meant) == 1:
+            return meant[0]
         offers = f"It offers: {', '.join(names[:20])}." if names else "It does not say what it offers."
         raise ChatError(f"no model was named for {self._shown}", hint=f"{offers} Name one: openai:MODEL@{self._shown}")
 
-    def _offered(self, client: httpx.Client) -> list[str]:
-        """Names of the server's models; empty when it does not tell."""
+    def _offered(self, client: httpx.Client) -> dict[str, str]:
+        """Names of the server's models, and of which model each is a name; empty when it does not tell."""
         import httpx
 
         try:
             response = client.get(f"{self._url}/models")
             entries = response.json()["data"] if response.status_code == 200 else []
-            return [str(entry["id"]) for entry in entries]
+            return {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in entries}
         except httpx.ConnectError as failure:
             raise self._unreachable(failure, started=False) from failure
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return []
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
 
     @property
     def _shown(self) -> str:
@@ -158,7 +162,7 @@ class OpenAICompatible:
                 f"{self._shown} {sent} (status {status}){told}", hint="Set DEEPWELL_API_KEY to a key of that server."
             )
         if status in (404, 400, 422) and ("model" in said.lower() or status == 404):
-            names = self._offered(client)
+            names = list(self._offered(client))
             if names and self.model not in names:
                 return ChatError(
                     f"{self._shown} has no model {self.model!r}{told}", hint=f"It offers: {', '.join(names[:20])}."
