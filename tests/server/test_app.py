@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,7 +15,10 @@ from deepwell.library.encoders.remote import RemoteEncoder
 from deepwell.library.protocols import Message
 from deepwell.lm import SamplingParams
 from deepwell.server.app import create_app
+from deepwell.server.chat_schemas import ChatRequest
+from deepwell.server.completion_schemas import CompletionRequest
 from deepwell.server.driver import Driver, Job, StoppedError
+from deepwell.server.embeddings import EmbeddingRequest
 from deepwell.testing import HashEncoder
 
 from .tiny import Live
@@ -57,6 +61,12 @@ def test_the_description_names_every_endpoint_and_loads_nothing_from_elsewhere(s
             assert {"200", "4XX", "5XX"} <= set(method["responses"]), path
             assert "422" not in method["responses"]
     assert "http" not in json.dumps(description)
+
+
+def test_the_page_about_the_api_names_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *EmbeddingRequest.model_fields}
+    assert [field for field in sorted(fields) if f"`{field}`" not in page] == []
 
 
 def test_the_end_of_the_application_is_the_end_of_its_driver(server: Live) -> None:
