@@ -23,13 +23,13 @@ from torch import Tensor
 
 from deepwell.errors import DeepwellError, MissingExtraError, ModelFormatError, UsageError
 from deepwell.lm.engine.digits import DigitCount, leading_digits
+from deepwell.lm.engine.params import SamplingParams
 from deepwell.lm.engine.schemas import sound
 from deepwell.lm.engine.spelling import spelled
 
 if TYPE_CHECKING:
     import llguidance
 
-    from deepwell.lm.engine.params import SamplingParams
     from deepwell.lm.weights.tokenizer import Tokenizer
 
 _KEPT = 32
@@ -106,6 +106,12 @@ class Grammars:
         self._made: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._lock = Lock()
         self._digits: _Digits | None = None
+
+    def of_text(self, source: str) -> Grammar:
+        """The grammar of a text in llguidance's dialect of Lark, as ``SamplingParams.grammar`` has it."""
+        grammar = self.begin(SamplingParams(grammar=source))
+        assert grammar is not None
+        return grammar
 
     def begin(self, params: SamplingParams) -> Grammar | None:
         """The grammar of a new answer; None if it may have any form.

@@ -231,22 +231,19 @@ class Model:
         """
         from deepwell.lm.engine.reply import begin
         from deepwell.lm.engine.request import Prepared
-        from deepwell.lm.engine.tool_formats import format_of
 
         params = params or SamplingParams()
         chat = False
-        marks: Sequence[str] = ()
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], Mapping):
             chat = True
             messages: Any = prompt
             tokens = self.tokenizer.chat(messages, thinking=params.thinking, tools=tools, continue_last=continue_last)
-            marks = format_of(self.tokenizer).marks if tools else ()
         else:
             given: Any = prompt
             tokens = [int(token) for token in given]
-        state, reply = begin(self.tokenizer, params, tokens, self._grammars, chat=chat, marks=marks)
+        state, reply = begin(self.tokenizer, params, tokens, self._grammars, chat=chat, tools=tools if chat else None)
         ends = frozenset() if params.ignore_eos else self.ends
         return Prepared(tokens, state, reply, params.max_tokens, ends)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+from deepwell.errors import MissingExtraError, UsageError
 from deepwell.lm.engine.sampler import Constraint, SamplerState
 from deepwell.lm.engine.stopping import StopStrings
 from deepwell.lm.engine.thinking import CLOSE, OPEN, Piece, ThoughtGate, ThoughtSplitter, opens_thought
+from deepwell.lm.engine.tool_formats import format_of, functions_of, keepable
+from deepwell.lm.engine.tool_gate import CallGate
 
 if TYPE_CHECKING:
     from deepwell.lm.engine.grammar import Grammars
@@ -77,7 +81,7 @@ def begin(
     grammars: Grammars,
     *,
     chat: bool,
-    marks: Sequence[str] = (),
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[SamplerState, Reply]:
     """What an engine keeps for one request beside its tokens: how the next one is chosen, and what text they make.
 
@@ -87,10 +91,10 @@ def begin(
         prompt: Its tokens.
         grammars: The model's.
         chat: The reply may be a thought and an answer, and is split. A text that is only continued never is.
-        marks: Control tokens that are shown in the text, for who reads calls of functions out of it.
+        tools: Functions that the reply may call. Marks of calls are shown in its text, for who reads calls out of it.
 
     Raises:
-        UsageError: The form that ``params`` asks for cannot be kept.
+        UsageError: The form that ``params`` asks for cannot be kept, or the model has no way to write calls.
         ModelFormatError: The vocabulary cannot end a thought.
         MissingExtraError: llguidance is not installed.
     """
@@ -102,6 +106,15 @@ def begin(
         budget = params.thinking_budget
         if budget is not None or grammar is not None:
             constraint = ThoughtGate(tokenizer, opened=opened, opens=opens, budget=budget, grammar=grammar)
+    form = format_of(tokenizer) if tools else None
+    if form is not None and grammar is None and form.opening:
+        called = form.grammar(tokenizer, keepable(functions_of(tools or ())), opened=True)
+        # A call of its own accord need not be held to anything; where it cannot be, the model is as free as ever.
+        with suppress(UsageError, MissingExtraError):
+            grammars.of_text(called)  # compiled here, and not between two steps
+            constraint = CallGate(
+                tokenizer, form.opening, lambda: grammars.of_text(called), opened=opened, outside=constraint
+            )
     state = SamplerState(params, prompt, tokenizer.vocab_size, constraint=constraint)
     splitter = ThoughtSplitter(opened=opened) if chat else None
-    return state, Reply(tokenizer, params.stop, splitter=splitter, marks=marks)
+    return state, Reply(tokenizer, params.stop, splitter=splitter, marks=() if form is None else form.marks)

@@ -26,6 +26,7 @@ from deepwell.lm.engine.tool_formats import (
     CALL_END,
     CALLS_BEGIN,
     CALLS_END,
+    MOST_CALLS,
     PYTHON_TAG,
     SEPARATOR,
     TAG_BEGIN,
@@ -130,7 +131,7 @@ class ToolParser:
         grammar = None
         if forced:
             few = isinstance(tool_choice, Mapping) or not parallel
-            grammar = form.grammar(tokenizer, wanted, **({"most": 1} if few else {}))
+            grammar = form.grammar(tokenizer, wanted, most=1 if few else MOST_CALLS)
         return cls(form, [one.name for one in functions], grammar=grammar)
 
     def push(self, text: str) -> list[ToolDelta | str]:

@@ -32,7 +32,7 @@ CALL_BEGIN, CALL_END, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁cal
 TAG_BEGIN, TAG_END = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 
-_MOST_CALLS = 8
+MOST_CALLS = 8
 """Of one answer, where the grammar counts them: a small model that is unsure would otherwise never stop calling."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -64,8 +64,21 @@ class ToolFormat:
     fenced: bool = False
     listed: bool = False
 
-    def grammar(self, tokenizer: Tokenizer, functions: Sequence[Function], *, most: int = _MOST_CALLS) -> str:
+    @property
+    def opening(self) -> str:
+        """The mark that begins calls; empty where there is none, and calls are the whole answer."""
+        return "" if self.kind == "bare" else self.marks[0]
+
+    def grammar(
+        self, tokenizer: Tokenizer, functions: Sequence[Function], *, most: int = MOST_CALLS, opened: bool = False
+    ) -> str:
         """The grammar, in llguidance's Lark dialect, of an answer that is from 1 to ``most`` calls and nothing else.
+
+        Args:
+            tokenizer: The model's.
+            functions: Those that may be called.
+            most: How many calls there may be.
+            opened: The opening mark is written already. Where each call has marks of its own, one call is meant.
 
         Raises:
             UsageError: Nothing can be held to a function's schema; the message names the function.
@@ -78,8 +91,10 @@ class ToolFormat:
         for index, (rule, function) in enumerate(zip(names, functions, strict=True)):
             lines.append(writer.line(rule, self._call(function.name, f"arguments_{index}")))
         lines.append(f"call: {' | '.join(names)}")
-        more = 0 if self.kind == "bare" else most - 1
         opening, between, closing = self._around()
+        alone = self.kind == "bare" or (opened and TAG_BEGIN in between)
+        more = 0 if alone else most - 1
+        opening = opening[1:] if opened else opening
         again = [_Raw(f"({writer.text([*between, _Raw('call')])}){{0,{more}}}")] if more else []
         lines.append(writer.line("start", [*opening, _Raw("call"), *again, *closing]))
         return "\n".join(lines)
@@ -90,7 +105,9 @@ class ToolFormat:
             return [CALLS_BEGIN], ["\n"] if self.fenced else [], [CALLS_END]
         if self.listed:
             return [TAG_BEGIN, "["], [", "], ["]", TAG_END]
-        return [], ["\n"], []
+        if self.kind == "tagged":
+            return [TAG_BEGIN, "\n"], ["\n", TAG_END, "\n", TAG_BEGIN, "\n"], ["\n", TAG_END]
+        return [], [], []
 
     def _call(self, name: str, arguments: str) -> list[_Part]:
         if self.kind == "deepseek":
@@ -98,8 +115,7 @@ class ToolFormat:
                 head: list[_Part] = [CALL_BEGIN, "function", SEPARATOR, f"{name}\n```json\n"]
                 return [*head, _Raw(arguments), "\n```", CALL_END]
             return [CALL_BEGIN, name, SEPARATOR, _Raw(arguments), CALL_END]
-        call: list[_Part] = [f'{{"name": {json.dumps(name)}, "{self.arguments}": ', _Raw(arguments), "}"]
-        return [TAG_BEGIN, "\n", *call, "\n", TAG_END] if self.kind == "tagged" and not self.listed else call
+        return [f'{{"name": {json.dumps(name)}, "{self.arguments}": ', _Raw(arguments), "}"]
 
 
 class _Raw(str):
@@ -172,6 +188,18 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat:
         f"the {tokenizer.template.name} writes calls in a way that is not known here",
         hint="Leave tools out, or use another model.",
     )
+
+
+def keepable(functions: Sequence[Function]) -> list[Function]:
+    """The functions, with arguments of any form where nothing can be held to a function's schema."""
+    kept = []
+    for function in functions:
+        try:
+            _check(function)
+        except UsageError:
+            function = Function(function.name, {"type": "object"})
+        kept.append(function)
+    return kept
 
 
 def functions_of(tools: Sequence[Mapping[str, Any]]) -> list[Function]:
