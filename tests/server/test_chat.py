@@ -206,6 +206,18 @@ def test_calls_of_functions_are_told_from_text(server: Live) -> None:
     assert server.client.chat.completions.create(**_asked(messages=behind, tools=TOOLS)).choices
 
 
+def test_a_call_can_be_thought_about_first(server: Live) -> None:
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 6}}
+    told = server.client.chat.completions.create(
+        **_asked(tools=TOOLS, tool_choice="required", max_tokens=400, extra_body=thinking)
+    )
+    message = told.choices[0].message
+    assert getattr(message, "reasoning", "") and message.tool_calls
+    assert told.choices[0].finish_reason == "tool_calls"
+    for call in message.tool_calls:
+        assert call.type == "function" and list(json.loads(call.function.arguments)) == ["n"]
+
+
 def test_one_function_may_be_named_one_call_asked_for_and_all_forbidden(server: Live) -> None:
     named = {"type": "function", "function": {"name": "fill"}}
     for more in ({"tool_choice": named}, {"tool_choice": "required", "parallel_tool_calls": False}):
