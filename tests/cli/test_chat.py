@@ -114,6 +114,17 @@ def test_on_a_terminal_thoughts_are_dim_and_the_speed_is_told(
     assert "\x1b[2J" not in out
 
 
+def test_a_folded_thought_is_told_also_where_no_answer_follows(
+    deepwell: Call, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for pieces in ([("", "Hm")], [("", "Hm"), ("Rome", "")]):
+        model.pieces = pieces
+        out = deepwell("chat", "small", "capital?", "--thoughts", "folded").out
+        assert "Hm" not in out
+        assert out.count("Thought for 0.0 s") == 1
+
+
 def test_a_conversation_remembers_and_may_begin_anew(
     deepwell: Call, model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,9 +131,9 @@ def _answer(model: Model, talk: Conversation, params: SamplingParams, thoughts: 
     display = Display(render.console(), thoughts)
     try:
         said = hear(model, talk.messages, params, display.show)
+        display.end(said)
     finally:
         display.close()
-    display.end(said)
     return said
 
 
