@@ -18,6 +18,6 @@ def test_a_step_takes_the_next_larger_graph() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_computation_reads_its_inputs_anew() -> None:
     given = torch.ones(4, device="cuda")
-    replay = Graphs().record(lambda: given * 2)
+    replay = Graphs(given.device).record(lambda: given * 2)
     given.fill_(5)
     assert replay().tolist() == [10.0] * 4

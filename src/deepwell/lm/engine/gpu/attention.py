@@ -127,41 +127,42 @@ def decode_attention(
     latents = rope_queries if latent_queries is None else latent_queries
     heads_a_group = heads // config.rope_key_heads
     value_tile = max(16, triton.next_power_of_2(width))
-    attend_split[(count, _programs_a_query(config, tiling), splits)](
-        latents,
-        rope_queries,
-        rows,
-        looks.tables,
-        looks.firsts,
-        looks.lengths,
-        parts,
-        sums,
-        config.softmax_scale * math.log2(math.e),
-        latents.stride(0),
-        latents.stride(1),
-        rope_queries.stride(0),
-        rope_queries.stride(1),
-        rows.stride(0),
-        looks.tables.stride(0),
-        rank=config.kv_lora_rank,
-        rope=rope,
-        value=width,
-        value_step=width if config.is_grouped else 0,
-        absorbed=not config.is_grouped,
-        heads_a_group=heads_a_group,
-        tiles_a_group=-(-heads_a_group // tiling.heads),
-        block_size=block_size,
-        splits=splits,
-        head_tile=tiling.heads,
-        place_tile=tiling.places,
-        value_tile=value_tile,
-        rope_tile=max(16, triton.next_power_of_2(rope)),
-        operand=operand(rows.dtype),
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-    )
-    if splits > 1:
-        join_splits[(count * heads,)](parts, sums, out, value=width, splits=splits, value_tile=value_tile)
+    with torch.cuda.device_of(rows):
+        attend_split[(count, _programs_a_query(config, tiling), splits)](
+            latents,
+            rope_queries,
+            rows,
+            looks.tables,
+            looks.firsts,
+            looks.lengths,
+            parts,
+            sums,
+            config.softmax_scale * math.log2(math.e),
+            latents.stride(0),
+            latents.stride(1),
+            rope_queries.stride(0),
+            rope_queries.stride(1),
+            rows.stride(0),
+            looks.tables.stride(0),
+            rank=config.kv_lora_rank,
+            rope=rope,
+            value=width,
+            value_step=width if config.is_grouped else 0,
+            absorbed=not config.is_grouped,
+            heads_a_group=heads_a_group,
+            tiles_a_group=-(-heads_a_group // tiling.heads),
+            block_size=block_size,
+            splits=splits,
+            head_tile=tiling.heads,
+            place_tile=tiling.places,
+            value_tile=value_tile,
+            rope_tile=max(16, triton.next_power_of_2(rope)),
+            operand=operand(rows.dtype),
+            num_warps=tiling.warps,
+            num_stages=tiling.stages,
+        )
+        if splits > 1:
+            join_splits[(count * heads,)](parts, sums, out, value=width, splits=splits, value_tile=value_tile)
     return out
 
 

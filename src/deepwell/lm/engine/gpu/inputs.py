@@ -40,17 +40,20 @@ class DecodeInputs:
         self._device_numbers = torch.zeros_like(self._numbers, device=device)
         self._device_spans = torch.zeros_like(self._spans, device=device)
         self._device_tables = torch.zeros_like(self._tables, device=device)
+        self._copied = torch.cuda.Event() if pinned else None
 
     def fill(self, parts: Items[Part], size: int) -> None:
         """Write a step of up to ``size`` tokens; the last token is repeated until there are ``size``.
 
         A repeated token computes what its original does and writes the same row to the same place, so it harms nobody.
-        The copies are not waited for: no step is written before the one before it has been computed.
+        The copies are not waited for here, but before the next step is written over what they read.
         """
         tokens: list[int] = []
         places: list[int] = []
         slots: list[int] = []
         changed = False
+        if self._copied is not None:
+            self._copied.synchronize()
         for part in parts:
             end, table = part.start + part.count, part.sequence.table
             for row in range(len(tokens), len(tokens) + part.count):
@@ -69,6 +72,8 @@ class DecodeInputs:
         self._device_spans.copy_(self._spans, non_blocking=True)
         if changed:
             self._device_tables[:size].copy_(self._tables[:size], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self._device_numbers.device))
 
     def _write_table(self, row: int, table: list[int]) -> bool:
         if self._known[row] == table:

@@ -69,7 +69,7 @@ class GPURunner(Runner):
             self._cores = gpu.multi_processor_count
         self._inputs = DecodeInputs(cache, most=SIZES[-1], longest=longest, window=config.sliding_window)
         self._longest = longest
-        self._record: Record | None = record or (Graphs().record if on_gpu else None)
+        self._record: Record | None = record or (Graphs(model.device).record if on_gpu else None)
         self._replays: dict[int, Replay[tuple[Tensor, Step]]] = {}
         self.eager_because = None if self._record else "there is no GPU"
         # The whole table of angles now: a graph keeps the address of the one that it saw.
