@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deepwell.lm.engine.pages import Pages
 from deepwell.lm.model.config import ModelConfig
 
 
@@ -32,7 +33,11 @@ class PagedCache:
         self.block_size = block_size
         self.blocks = blocks
         # Not zeroed: memory that was never written is not taken from the system, and never read either.
-        self.rows = torch.empty(layers, blocks * block_size, config.latent_width, dtype=dtype, device=device)
+        shape = (layers, blocks * block_size, config.latent_width)
+        if torch.device(device).type == "cpu":
+            self.rows = Pages().take(*shape, dtype=dtype)
+        else:
+            self.rows = torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def bytes(self) -> int:

@@ -62,12 +62,13 @@ INLINE float round_group(const float *from, int32_t count, const int narrow, voi
         memcpy(copied, from, (size_t)count * 4);
         from = copied;
     }
-    f32x8 value[4], largest = all8(0.0f);
+    f32x8 value[4];
+    i32x8 largest = {0}; /* as whole numbers: in that order NaN stands behind all others, and so is not lost */
     for (int i = 0; i < 4; i++) {
         value[i] = load8(from + 8 * i);
-        largest = max8((f32x8)((i32x8)value[i] & 0x7fffffff), largest);
+        largest = max8_i32((i32x8)value[i] & 0x7fffffff, largest);
     }
-    float top = max_of8(largest), inverse = top > 0 ? most / top : 0, scale = top / most;
+    float top = float_of(max_of8_i32(largest)), inverse = top > 0 ? most / top : 0, scale = top / most;
     if (!(inverse < 3e38f)) inverse = 0; /* what is this small is nothing */
 #ifdef __AVX2__
     __m256i whole[4];
@@ -89,9 +90,8 @@ INLINE float round_group(const float *from, int32_t count, const int narrow, voi
     int32_t total = 0;
     for (int i = 0; i < DW_GROUP; i++) {
         int32_t whole = ((i32x8)(value[i / 8] * inverse + ROUNDS))[i % 8] - 0x4b400000;
-        if (narrow) ((int8_t *)to)[i] = (int8_t)whole;
+        if (narrow) total += ((int8_t *)to)[i] = (int8_t)whole;
         else ((int16_t *)to)[i] = (int16_t)whole;
-        total += whole;
     }
     *sum = scale * (float)total;
 #endif

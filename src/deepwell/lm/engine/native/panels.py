@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepwell.lm.engine.native import library as native
+from deepwell.lm.engine.pages import Pages
 from deepwell.lm.precision.integers import GROUP, QuantisedMatrix, quantise
 
 Format = Literal["f32", "bf16", "int8", "int4"]
 _NUMBERS = {"f32": native.F32, "bf16": native.BF16, "int8": native.INT8, "int4": native.INT4}
-_ALIGN = 64
 _AT_ONCE = 2**24
 """Weights that are quantised at once, so that a large matrix needs little memory beside itself."""
 
@@ -40,13 +40,19 @@ class Panels:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.owned)
 
 
-def panels(weights: Sequence[Tensor], format: Format, biases: Sequence[Tensor | None] = ()) -> Panels:
-    """``weights`` [out, in] each, of any float dtype, and their biases [out] -> what the products read."""
+def panels(
+    weights: Sequence[Tensor], format: Format, biases: Sequence[Tensor | None] = (), pages: Pages | None = None
+) -> Panels:
+    """``weights`` [out, in] each, of any float dtype, and their biases [out] -> what the products read.
+
+    ``pages`` is where they are put; None: apart from all others.
+    """
+    pages = pages or Pages()
     outputs, inputs = weights[0].shape
     structures = (native.Matrix * len(weights))()
     owned: list[Tensor] = []
     for index, weight in enumerate(weights):
-        packed = _packed(weight.detach(), format)
+        packed = _packed(weight.detach(), format, pages)
         bias = biases[index] if biases else None
         kept = None if bias is None else bias.detach().float().contiguous().clone()
         owned += [packed] if kept is None else [packed, kept]
@@ -61,19 +67,11 @@ def pointer(structures: Any, index: int = 0) -> int:
     return ctypes.addressof(structures) + index * ctypes.sizeof(structures._type_)
 
 
-def aligned(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory for ``count`` values that begins at a whole cache line."""
-    size = torch.empty((), dtype=dtype).element_size()
-    whole = torch.empty(count * size + _ALIGN, dtype=torch.uint8)
-    skip = -whole.data_ptr() % _ALIGN
-    return whole[skip : skip + count * size].view(dtype)
-
-
-def _packed(weight: Tensor, format: Format) -> Tensor:
+def _packed(weight: Tensor, format: Format, pages: Pages) -> Tensor:
     if format in ("f32", "bf16"):
         dtype = torch.float32 if format == "f32" else torch.bfloat16
         rows = F.pad(weight, (0, 0, 0, -weight.shape[0] % native.PANEL))
-        packed = aligned(rows.numel(), dtype)
+        packed = pages.take(rows.numel(), dtype=dtype)
         shape = (-1, weight.shape[1], native.PANEL)
         packed.view(shape).copy_(rows.unflatten(0, (-1, native.PANEL)).transpose(1, 2))
         return packed
@@ -81,7 +79,7 @@ def _packed(weight: Tensor, format: Format) -> Tensor:
     groups = -(-weight.shape[1] // GROUP)
     count = -(-weight.shape[0] // native.PANEL)
     bytes_each = groups * (GROUP * native.PANEL * bits // 8 + native.PANEL * (2 if bits == 8 else 4))
-    packed = aligned(count * bytes_each, torch.uint8)
+    packed = pages.take(count * bytes_each, dtype=torch.uint8)
     step = max(1, _AT_ONCE // (groups * GROUP * native.PANEL))
     for first in range(0, count, step):
         rows = weight[first * native.PANEL : (first + step) * native.PANEL].float()

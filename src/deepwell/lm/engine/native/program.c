@@ -12,7 +12,7 @@
 #define MOST_THREADS 64
 #define SIGN 128u
 #define AWAKE 4000 /* looks at what one waits for before the core is offered to others */
-#define AWAKE_AFTER_A_STEP 200000 /* nanoseconds in which the next step of a stream usually comes */
+#define AWAKE_AFTER_A_STEP 1000000 /* nanoseconds in which the next step of a stream usually comes */
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -109,7 +109,11 @@ static void *serve(void *argument) {
         int64_t until = nanoseconds() + AWAKE_AFTER_A_STEP;
         for (int looks = 1; atomic_load_explicit(&pool.sign, memory_order_acquire) == seen; looks++) {
             PAUSE();
-            if (looks % 64 || nanoseconds() < until) continue;
+            if (looks % 64) continue;
+            if (nanoseconds() < until) {
+                sched_yield();
+                continue;
+            }
             pthread_mutex_lock(&pool.lock);
             while (atomic_load_explicit(&pool.sign, memory_order_acquire) == seen)
                 pthread_cond_wait(&pool.wake, &pool.lock);

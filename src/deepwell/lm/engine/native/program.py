@@ -14,15 +14,16 @@ without and with rope, V width of a value.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from deepwell.lm.engine.native import library as native
-from deepwell.lm.engine.native.panels import Format, Panels, aligned, panels, pointer
+from deepwell.lm.engine.native.panels import Format, Panels, panels, pointer
 from deepwell.lm.engine.paged_cache import PagedCache
+from deepwell.lm.engine.pages import Pages
 from deepwell.lm.model.attention import LATENT_NORM_EPS, MultiHeadLatentAttention
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.moe import MLP, MixtureOfExperts
@@ -44,18 +45,23 @@ def head_format(precision: Precision) -> Format:
 
 
 class Rows:
-    """Memory for the rows of a step, [most, width] float32 each; programs of one network share it."""
+    """Memory for the rows of a step, which all programs of a network share.
+
+    Attributes:
+        most: Rows that there is memory for.
+        pages: Where it comes from, and the weights with it.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.pages = Pages()
         self._made: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, width: int) -> Tensor:
-        """Those of this name, at least ``width`` wide: [most, width]."""
+    def __call__(self, name: str, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Those of this name, always of one width: [most, width], each at a whole cache line."""
         known = self._made.get(name)
         if known is None:
-            # Whole cache lines a row.
-            known = self._made[name] = aligned(self.most * -(-width // 16) * 16, torch.float32).view(self.most, -1)
+            known = self._made[name] = self.pages.take(self.most, -(-width // 16) * 16, dtype=dtype)
         if known.shape[1] < width:
             raise AssertionError(f"rows {name} are {known.shape[1]} wide, and {width} are wanted")
         return known[:, :width]
@@ -81,6 +87,10 @@ class Program:
         if self._array is None:
             self._array = (native.Op * len(self._ops))(*self._ops)
         library.run(self._array, len(self._ops), batch)
+
+    def matrices(self, weights: Sequence[Tensor], format: Format, biases: Sequence[Tensor | None] = ()) -> Panels:
+        """``panels`` beside the other weights."""
+        return panels(weights, format, biases, self.rows.pages)
 
     # ---- operations ----
 
@@ -139,20 +149,19 @@ class Program:
         gating = config.dynamic_gating
         count, width = config.n_routed_experts, config.moe_intermediate_size
         chosen = config.num_experts_per_tok if gating is None else gating.maximum
-        gate_up = panels(list(mixture.experts.gate_up_proj), precision)
-        down = panels(list(mixture.experts.down_proj), precision)
-        router = panels([gate.weight.float()], "f32")
+        gate_up = self.matrices(list(mixture.experts.gate_up_proj), precision)
+        down = self.matrices(list(mixture.experts.down_proj), precision)
+        router = self.matrices([gate.weight.float()], "f32")
         bias = gate.e_score_correction_bias.detach().float().clone() if config.topk_method == "noaux_tc" else None
-        most = self.rows.most
-        pairs = most * chosen
+        rows = self.rows
         scratch = {
-            "choice": aligned(pairs, torch.int32),
-            "weights": aligned(pairs, torch.float32),
-            "scores": aligned(most * count, torch.float32),
-            "middle": aligned(pairs * 2 * width, torch.float32),
-            "out": aligned(pairs * config.hidden_size, torch.float32),
-            "pairs": aligned(pairs, torch.int32),
-            "starts": aligned(count + 1, torch.int32),
+            "choice": rows("choice", chosen, torch.int32),
+            "weights": rows("weights of experts", chosen),
+            "scores": rows("scores", count),
+            "middle": rows("middle of experts", chosen * 2 * width),
+            "out": rows("experts", chosen * config.hidden_size),
+            "pairs": rows("pairs", chosen, torch.int32),
+            "starts": rows("starts", count + 1, torch.int32),
         }
         structure = native.Experts(
             experts=count, chosen=chosen, kept_groups=config.topk_group, width=width,
@@ -212,7 +221,7 @@ def write_mtp(module: MTPModule, config: ModelConfig, cache: PagedCache, precisi
     both, x = rows("both", 2 * hidden), rows("x", hidden)
     program.norm(rows("following", hidden), module.enorm.weight, module.enorm.eps, both[:, :hidden])
     program.norm(rows("hidden", hidden), module.hnorm.weight, module.hnorm.eps, both[:, hidden:])
-    program.linear(both, panels([module.eh_proj.weight], precision), x)
+    program.linear(both, program.matrices([module.eh_proj.weight], precision), x)
     _write_layer(program, module.block, config, cache, precision, x)
     program.norm(x, module.norm.weight, module.norm.eps, rows("drafted", hidden))
     return program
@@ -222,7 +231,7 @@ def write_head(model: Transformer, precision: Precision, rows: Rows) -> Program:
     """The program from states in rows "chosen" to logits over the vocabulary in rows "logits"."""
     program = Program(rows)
     weight = (model.embed_tokens if model.config.tie_word_embeddings else model.lm_head).weight
-    matrix = panels([weight], head_format(precision))
+    matrix = program.matrices([weight], head_format(precision))
     program.linear(rows("chosen", model.config.hidden_size), matrix, rows("logits", model.config.vocab_size))
     return program
 
@@ -235,7 +244,7 @@ def _write_layer(
     _norm(program, x, block.input_layernorm, normed)
     found = _write_attention(program, block.self_attn, config, cache, block.layer, precision, normed)
     out = block.self_attn.o_proj
-    program.linear(found, panels([out.weight], precision, [out.bias]), x, add=True)
+    program.linear(found, program.matrices([out.weight], precision, [out.bias]), x, add=True)
     _norm(program, x, block.post_attention_layernorm, normed)
     if isinstance(block.mlp, MLP):
         _write_mlp(program, block.mlp, precision, normed, x)
@@ -252,10 +261,10 @@ def _write_mlp(program: Program, mlp: MLP, precision: Precision, x: Tensor, y: T
         bias = torch.cat([mlp.gate_proj.bias.detach(), mlp.up_proj.bias.detach()])
     width = mlp.down_proj.in_features
     wide = program.rows(f"gate and up {width}", 2 * width)
-    program.linear(x, panels([both], precision, [bias]), wide)
+    program.linear(x, program.matrices([both], precision, [bias]), wide)
     middle = program.rows(f"middle {width}", width)
     program.swiglu(wide, middle)
-    program.linear(middle, panels([mlp.down_proj.weight], precision, [mlp.down_proj.bias]), y, add=True)
+    program.linear(middle, program.matrices([mlp.down_proj.weight], precision, [mlp.down_proj.bias]), y, add=True)
 
 
 def _write_attention(
@@ -275,7 +284,7 @@ def _write_attention(
     both = torch.cat([latent.weight.detach(), first.weight.detach()])
     bias = None if first.bias is None else torch.cat([latent.bias.detach(), first.bias.detach()])
     into = rows("into", both.shape[0])
-    program.linear(x, panels([both], precision, [bias]), into)
+    program.linear(x, program.matrices([both], precision, [bias]), into)
     found = rows("found", heads * config.v_head_dim)
     if config.is_grouped:
         # Rotary keys and queries stand side by side.
@@ -292,17 +301,17 @@ def _write_attention(
         if config.latent_norm:
             program.norm(queries, attention.q_a_layernorm.weight, LATENT_NORM_EPS, queries)
         wide = rows("queries", heads * config.qk_head_dim)
-        program.linear(queries, panels([attention.q_b_proj.weight], precision), wide)
+        program.linear(queries, program.matrices([attention.q_b_proj.weight], precision), wide)
         queries = wide
     plain, absorbed = config.qk_nope_head_dim, rows("absorbed", heads * (rank + rope))
     up_key, up_value = attention.up_projections()  # [H, N, R], [H, V, R]
     small: Format = "f32" if precision == "f32" else "bf16"
     program.rope(queries[:, plain:], config.qk_head_dim, heads, rope, absorbed[:, rank:], rank + rope)
-    keys = panels([key.t() for key in up_key], small)
+    keys = program.matrices([key.t() for key in up_key], small)
     program.heads(queries, config.qk_head_dim, keys, absorbed, rank + rope)
     summed = rows("summed", heads * rank)
     program.attend(absorbed, summed, cache, layer, config)
-    program.heads(summed, rank, panels(list(up_value), small), found, config.v_head_dim)
+    program.heads(summed, rank, program.matrices(list(up_value), small), found, config.v_head_dim)
     return found
 
 

@@ -50,6 +50,33 @@ INLINE float max_of8(f32x8 v) {
 #endif
 }
 
+INLINE i32x8 max8_i32(i32x8 a, i32x8 b) {
+#ifdef __AVX2__
+    return (i32x8)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    i32x8 greater = a > b;
+    return (greater & a) | (~greater & b);
+#endif
+}
+
+INLINE int32_t max_of8_i32(i32x8 v) {
+#ifdef __AVX2__
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+#else
+    int32_t best = v[0];
+    for (int i = 1; i < 8; i++) best = v[i] > best ? v[i] : best;
+    return best;
+#endif
+}
+
+INLINE float float_of(int32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* bf16 is the upper half of a float. */
 INLINE f32x8 load8_bf16(const uint16_t *from) {
     u16x8 half;
