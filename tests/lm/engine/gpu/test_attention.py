@@ -55,8 +55,10 @@ def written_out(config: ModelConfig, latent: Tensor, rope: Tensor, rows: Tensor,
     return torch.stack(out).view(rope.shape[0], rope.shape[1], -1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [*SHAPES, *WIDE])
+@pytest.mark.parametrize(("shape", "dtype"), [
+    *((shape, torch.float32) for shape in (*SHAPES, *WIDE)),
+    *((shape, dtype) for shape in ("latent", "grouped") for dtype in (torch.bfloat16, torch.float16)),
+])  # fmt: skip
 def test_the_kernel_is_attention(shape: str, dtype: torch.dtype) -> None:
     config = {**SHAPES, **WIDE}[shape]
     torch.manual_seed(0)

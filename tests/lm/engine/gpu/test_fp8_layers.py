@@ -71,7 +71,7 @@ def test_the_engine_runs_it(shape: str) -> None:
 def test_layers_and_experts_compute_the_same_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     network = to_fp8(made("experts"), "cpu")
-    tokens = torch.tensor(prompts(1, 12, seed=4))
+    tokens = torch.tensor([[5, 3, 9, 60]])
     wanted = network(tokens)
     monkeypatch.setattr(fp8_layers, "fp8_linear", partial(fp8_linear, kernel=True))
     monkeypatch.setattr(fp8_layers, "fp8_grouped", partial(fp8_grouped, kernel=True))

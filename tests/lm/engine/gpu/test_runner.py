@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from deepwell.lm.engine.engine import Engine
+from deepwell.lm.engine.gpu import runner_for
 from deepwell.lm.engine.gpu.runner import GPURunner, GPUStep
 from deepwell.lm.engine.paged_cache import PagedCache
 from deepwell.lm.engine.runner import Runner
@@ -17,7 +18,7 @@ from deepwell.lm.engine.sequence import Sequence
 from deepwell.lm.model.config import DynamicGating
 from deepwell.lm.model.transformer import Transformer
 
-from ..networks import SHAPES, greedy, prompts
+from ..networks import SHAPES, greedy
 
 
 def again(compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -81,21 +82,21 @@ def test_it_computes_what_the_other_runner_does(shape: str, step: str, single: C
         torch.testing.assert_close(found_states, states, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("record", [again, None], ids=["graphs", "eager"])
-@pytest.mark.parametrize("shape", ["window", "experts"])
+@pytest.mark.parametrize(("shape", "record"), [("window", again), ("experts", again), ("grouped", None)])
 def test_an_engine_on_it_gives_the_same_answers(shape: str, record: Any, single: Callable[[str], Transformer]) -> None:
     model = single(shape)
-    given = prompts(4, 30)
+    given = [list(range(first, first + 9)) for first in (0, 30, 60)]
 
     def answers(on_gpu: bool) -> list[list[int]]:
-        # So few blocks that sequences are preempted, so that tables change under the graphs.
+        # So few blocks that sequences are preempted: their tables change under the graphs.
         row = model.config.latent_width * 4 * (model.config.num_hidden_layers + model.config.num_nextn_predict_layers)
-        engine = Engine(model, cache_bytes=16 * 8 * row, block_size=8, token_budget=24, most_sequences=4)
+        engine = Engine(model, cache_bytes=11 * 4 * row, block_size=4, token_budget=24, most_sequences=3)
         if on_gpu:
             engine._runner = GPURunner(model, engine.cache, record=record)
-        sequences = [engine.add(prompt, greedy(prompt), most=9) for prompt in given]
+        sequences = [engine.add(prompt, greedy(prompt), most=8) for prompt in given]
         while engine.busy:
             engine.step()
+        assert engine.scheduler.preemptions > 0
         return [sequence.tokens for sequence in sequences]
 
     assert answers(on_gpu=True) == answers(on_gpu=False)
@@ -153,3 +154,8 @@ def test_on_a_gpu_a_piece_of_a_prompt_looks_up_to_its_own_place_without_a_matrix
         for mask in (causal_lower_right(5, 12), seen)
     )
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_network_on_a_processor_gets_the_other_runner(single: Callable[[str], Transformer]) -> None:
+    model = single("grouped")
+    assert type(runner_for(model, PagedCache(model.config, blocks=2, block_size=8, dtype=torch.float32))) is Runner
