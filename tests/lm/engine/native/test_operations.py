@@ -1,0 +1,346 @@
+"""Every operation but the products, beside the network's own modules in float64."""
+
+import ctypes
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepwell.lm.engine.native.library import Batch, Library, Stretch
+from deepwell.lm.engine.native.panels import Format
+from deepwell.lm.engine.native.program import Program, Rows
+from deepwell.lm.engine.paged_cache import PagedCache
+from deepwell.lm.model.config import DynamicGating, ModelConfig
+from deepwell.lm.model.moe import MixtureOfExperts
+from deepwell.lm.model.rope import rotate
+
+MOST = 70
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    """Within a part of the largest number there is."""
+    bound = tolerance * max(1.0, float(wanted.abs().max()))
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=bound)
+
+
+# ---- what is done to each row by itself ----
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 24, 45])
+@pytest.mark.parametrize("count", [1, 3, 4, 13])
+def test_norm(width: int, count: int, library: Library) -> None:
+    rows = Rows(MOST)
+    x, y = rows("x", width + 3)[:, 2 : 2 + width], rows("y", width)
+    weight = torch.randn(width)
+    apart, in_place = Program(rows), Program(rows)
+    apart.norm(x, weight, 1e-5, y)
+    in_place.norm(x, weight, 1e-5, x)
+    given = torch.randn(count, width) * torch.rand(count, 1).exp() ** 4
+    x[:count] = given
+    wanted = F.rms_norm(given.double(), (width,), weight.double(), 1e-5)
+    apart.run(library, Batch(rows=count, threads=2))
+    close(y[:count], wanted)
+    in_place.run(library, Batch(rows=count, threads=3))
+    assert torch.equal(x[:count], y[:count])
+
+
+@pytest.mark.parametrize("width", [2, 10, 16, 24])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_rope(width: int, heads: int, library: Library) -> None:
+    count, step = 13, width + 4
+    rows = Rows(MOST)
+    x, y = rows("x", heads * step), rows("y", heads * step)
+    apart, in_place = Program(rows), Program(rows)
+    apart.rope(x, step, heads, width, y, step)
+    in_place.rope(x, step, heads, width, x, step)
+    angles = torch.randn(count, width // 2)
+    cosine, sine = angles.cos().contiguous(), angles.sin().contiguous()
+    given = torch.randn(count, heads * step)
+    x[:count] = given
+    y.zero_()
+    batch = Batch(rows=count, threads=2, cosine=cosine.data_ptr(), sine=sine.data_ptr())
+    apart.run(library, batch)
+    parts = given.double().unflatten(1, (heads, step))
+    turned = rotate(parts[..., :width], cosine[:, None].double(), sine[:, None].double())
+    close(y[:count].unflatten(1, (heads, step))[..., :width], turned)
+    assert not y[:count].unflatten(1, (heads, step))[..., width:].any()
+    in_place.run(library, batch)
+    close(x[:count].unflatten(1, (heads, step)), torch.cat([turned, parts[..., width:]], dim=-1))
+
+
+@pytest.mark.parametrize("width", [1, 8, 21])
+def test_swiglu_and_copy(width: int, library: Library) -> None:
+    rows = Rows(MOST)
+    x, y, copied = rows("x", 2 * width), rows("y", width), rows("copy", width)
+    program = Program(rows)
+    program.swiglu(x, y)
+    program.copy(x[:, :width], copied)
+    x.copy_(torch.randn(MOST, 2 * width) * 10)
+    x[0], x[1], x[2] = 200.0, -200.0, torch.nan
+    program.run(library, Batch(rows=50, threads=2))
+    gate, up = x[:50].double().split(width, dim=1)
+    torch.testing.assert_close(y[:50].double(), F.silu(gate) * up, rtol=1e-6, atol=1e-30, equal_nan=True)
+    assert torch.equal(copied[3:50], x[3:50, :width])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_store(dtype: torch.dtype, library: Library) -> None:
+    config = shape("grouped")
+    cache = PagedCache(config, blocks=10, block_size=4, dtype=dtype)
+    cache.rows.zero_()
+    rows = Rows(MOST)
+    x = rows("x", config.latent_width)
+    program = Program(rows)
+    program.store(x, cache, 1)
+    x.copy_(torch.randn(MOST, config.latent_width) * 10.0 ** torch.randint(-30, 30, (MOST, 1)))
+    x[0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+    x[1, :2] = torch.tensor([1.00390625, 1.01171875])  # half way between two of bf16: to the even one
+    slots = np.random.default_rng(0).permutation(40)[:13].astype(np.int64)
+    program.run(library, Batch(rows=13, threads=2, slots=slots.ctypes.data))
+    torch.testing.assert_close(cache.rows[1, slots], x[:13].to(dtype), rtol=0, atol=0, equal_nan=True)
+    others = [slot for slot in range(40) if slot not in set(slots.tolist())]
+    assert not cache.rows[1, others].any()
+    assert not cache.rows[0].any()
+
+
+# ---- attention ----
+
+
+def shape(kind: str, **changes: Any) -> ModelConfig:
+    base = {"vocab_size": 11, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2}
+    if kind == "grouped":
+        more = {
+            "num_attention_heads": 6, "rope_key_heads": 2, "kv_lora_rank": 32, "v_head_dim": 16,
+            "qk_rope_head_dim": 16, "qk_nope_head_dim": 0, "kv_up_proj": False, "latent_norm": False,
+        }  # fmt: skip
+    else:
+        more = {
+            "num_attention_heads": 5, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 4, "v_head_dim": 8
+        }  # fmt: skip
+    return ModelConfig(**{**base, **more, **changes})
+
+
+LOOKS = {
+    "grouped": shape("grouped"),
+    "grouped, odd widths": shape("grouped", qk_rope_head_dim=10, v_head_dim=13, kv_lora_rank=26),
+    "every head its own key": shape("grouped", rope_key_heads=6, kv_lora_rank=6 * 8, v_head_dim=8),
+    "many heads a key": shape(
+        "grouped", num_attention_heads=55, rope_key_heads=1, kv_lora_rank=8, v_head_dim=8, qk_rope_head_dim=4
+    ),
+    "grouped, window": shape("grouped", sliding_window=9),
+    "latent": shape("latent"),
+    "latent, odd widths": shape("latent", kv_lora_rank=21, qk_rope_head_dim=6),
+    "latent, window": shape("latent", sliding_window=70),
+}
+
+
+class Attention:
+    """Sequences in a cache of shuffled blocks, and what their queries should find."""
+
+    def __init__(self, config: ModelConfig, lengths: list[int], block: int, dtype: torch.dtype) -> None:
+        self.config, self.block = config, block
+        grouped = config.is_grouped
+        self.key = config.qk_rope_head_dim if grouped else config.latent_width
+        self.value = config.v_head_dim if grouped else config.kv_lora_rank
+        counts = [-(-length // block) for length in lengths]
+        self.cache = PagedCache(config, blocks=sum(counts) + 3, block_size=block, dtype=dtype)
+        self.cache.rows.fill_(torch.nan)  # what nobody wrote must not be seen
+        order = random.Random(0).sample(range(sum(counts) + 3), sum(counts) + 3)
+        self.tables = [[order.pop() for _ in range(count)] for count in counts]
+        self.texts = [torch.randn(length, config.latent_width).to(dtype) for length in lengths]
+        for table, text in zip(self.tables, self.texts, strict=True):
+            self.cache.write(1, torch.tensor(self.cache.slots(table, 0, len(text))), text)
+        heads = config.num_attention_heads
+        self.queries = [torch.randn(length, heads * self.key) * 0.5 for length in lengths]
+        self.rows = Rows(300)
+        self.x, self.y = self.rows("x", heads * self.key), self.rows("y", heads * self.value)
+        self.program = Program(self.rows)
+        self.program.attend(self.x, self.y, self.cache, 1, config)
+
+    def __call__(self, library: Library, parts: list[tuple[int, int, int]], threads: int) -> list[Tensor]:
+        """What the queries of (sequence, start, end) find."""
+        stretches = (Stretch * len(parts))()
+        tables: list[int] = []
+        first = 0
+        for index, (which, start, end) in enumerate(parts):
+            stretches[index] = Stretch(first, first + end - start, start, len(tables))
+            tables += self.tables[which][: -(-end // self.block)]
+            self.x[first : first + end - start] = self.queries[which][start:end]
+            first += end - start
+        places = np.array(tables, np.int32)
+        batch = Batch(
+            rows=first, stretches=len(parts), block=self.block, threads=threads, tables=places.ctypes.data,
+            stretch=ctypes.addressof(stretches),
+        )  # fmt: skip
+        self.y.fill_(7.5)
+        self.program.run(library, batch)
+        assert bool((self.y[first:] == 7.5).all())
+        return list(self.y[:first].clone().split([end - start for _, start, end in parts]))
+
+    def wanted(self, which: int, start: int, end: int) -> Tensor:
+        """The definition in float64."""
+        config, groups = self.config, self.config.rope_key_heads
+        text, heads = self.texts[which].double(), config.num_attention_heads
+        query = self.queries[which][start:end].double().unflatten(1, (heads, self.key))
+        keys = text[:, None].expand(-1, heads, -1)
+        values = text[:, None, : self.value].expand(-1, heads, -1)
+        if config.is_grouped:
+            values, keys = (
+                part.unflatten(1, (groups, -1)) for part in text.split([config.kv_lora_rank, groups * self.key], 1)
+            )
+            keys, values = (part.repeat_interleave(heads // groups, 1) for part in (keys, values))
+        scores = torch.einsum("qhd,shd->hqs", query, keys) * config.softmax_scale
+        place, seen = torch.arange(start, end)[:, None], torch.arange(len(text))
+        mask = seen <= place
+        if config.sliding_window is not None:
+            mask &= seen > place - config.sliding_window
+        shares = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return torch.einsum("hqs,shd->qhd", shares, values).flatten(1)
+
+
+@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize(("block", "dtype"), [(4, torch.float32), (16, torch.bfloat16), (7, torch.float32)])
+def test_attention(name: str, block: int, dtype: torch.dtype, library: Library) -> None:
+    attention = Attention(LOOKS[name], [1, 5, 64, 150, 230], block, dtype)
+    parts = [(3, 149, 150), (0, 0, 1), (2, 0, 64), (4, 130, 230), (1, 4, 5), (3, 100, 117)]
+    for threads in (1, 2, 3):
+        found = attention(library, parts, threads)
+        for part, one in zip(parts, found, strict=True):
+            close(one, attention.wanted(*part))
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_a_query_finds_has_the_same_bits_in_any_company(name: str, library: Library) -> None:
+    attention = Attention(LOOKS[name], [150, 230], 5, torch.bfloat16)
+    (whole,) = attention(library, [(0, 0, 150)], 1)
+    cuts = [
+        [(0, 0, 150)],
+        [(1, 200, 230), (0, 0, 70), (0, 70, 71), (0, 71, 150)],
+        [(0, 0, 1), (0, 1, 129), (0, 129, 150)],
+    ]
+    for threads in (1, 2, 3):
+        for cut in cuts:
+            found = attention(library, cut, threads)
+            assert torch.equal(torch.cat([one for one, part in zip(found, cut, strict=True) if part[0] == 0]), whole)
+        alone = torch.cat([attention(library, [(0, at, at + 1)], threads)[0] for at in range(140, 150)])
+        assert torch.equal(alone, whole[140:])
+
+
+def test_a_long_text_is_seen_whole(library: Library) -> None:
+    """Longer than the memory that scores should take at once."""
+    config = shape("grouped", rope_key_heads=1, num_attention_heads=2, kv_lora_rank=8, v_head_dim=8, qk_rope_head_dim=8)
+    attention = Attention(config, [3000], 16, torch.float32)
+    parts = [(0, 2900, 3000)]
+    close(attention(library, parts, 2)[0], attention.wanted(*parts[0]))
+    long = Attention(config, [70_000], 64, torch.float32)
+    close(long(library, [(0, 69_998, 70_000)], 2)[0], long.wanted(0, 69_998, 70_000))
+
+
+def test_scores_far_apart_and_broken_queries(library: Library) -> None:
+    attention = Attention(LOOKS["grouped"], [40, 20], 4, torch.float32)
+    attention.queries[0] *= 1e4
+    attention.queries[1][7] = torch.nan
+    first, second = attention(library, [(0, 0, 40), (1, 0, 20)], 2)
+    close(first, attention.wanted(0, 0, 40), 0.01)  # scores of thousands have three digits behind the point
+    assert second[7].isnan().all()
+    assert second[torch.arange(20) != 7].isfinite().all()
+
+
+# ---- experts ----
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "sigmoid, two best of groups, bias": {"n_group": 3, "topk_group": 2},
+    "softmax, the best of groups": {
+        "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy", "scoring_func": "softmax",
+        "norm_topk_prob": False, "routed_scaling_factor": 16.0,
+    },
+    "softmax, greedy": {"topk_method": "greedy", "scoring_func": "softmax", "n_group": 3, "topk_group": 3},
+    "sigmoid, greedy, not normalised": {"topk_method": "greedy", "norm_topk_prob": False},
+    "dynamic": {"dynamic_gating": DynamicGating(share=0.5, minimum=1, maximum=5), "n_group": 3, "topk_group": 2},
+    "dynamic, at least two, softmax": {
+        "dynamic_gating": DynamicGating(share=0.9, minimum=2, maximum=12), "topk_method": "greedy",
+        "scoring_func": "softmax",
+    },
+    "not weighed": {"weigh_experts": False, "routed_scaling_factor": 1.0},
+    "all of them": {"num_experts_per_tok": 12},
+    "one": {"num_experts_per_tok": 1, "topk_method": "greedy"},
+}  # fmt: skip
+
+
+def mixture_of(changes: dict[str, Any], dtype: torch.dtype = torch.float32) -> MixtureOfExperts:
+    fields = {
+        "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "routed_scaling_factor": 2.5,
+        "hidden_size": 40,
+    }  # fmt: skip
+    mixture = MixtureOfExperts(shape("latent", **(fields | changes)), dtype=dtype).eval()
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+        if hasattr(mixture.gate, "e_score_correction_bias"):
+            mixture.gate.e_score_correction_bias.copy_(torch.randn(12) * 0.2)
+    return mixture
+
+
+class Mixed:
+    """A layer's experts as an operation."""
+
+    def __init__(self, mixture: MixtureOfExperts, format: Format) -> None:
+        hidden = mixture.gate.config.hidden_size
+        self.rows = Rows(MOST)
+        self.x, self.y = self.rows("x", hidden), self.rows("y", hidden)
+        self.program = Program(self.rows)
+        self.program.experts(self.x, mixture, format, self.y)
+
+    def __call__(self, library: Library, x: Tensor, threads: int = 1, before: float = 0.0) -> Tensor:
+        self.y.fill_(before)
+        self.x[: len(x)] = x
+        self.program.run(library, Batch(rows=len(x), threads=threads))
+        assert bool((self.y[len(x) :] == before).all())
+        return self.y[: len(x)].clone()
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@torch.no_grad()
+def test_experts(name: str, library: Library) -> None:
+    torch.manual_seed(1)
+    mixture = mixture_of(MIXTURES[name])
+    mixed = Mixed(mixture, "f32")
+    mixture.double()
+    for count, threads in ((1, 1), (3, 3), (13, 2), (MOST, 3)):
+        x = torch.randn(count, 40)
+        wanted, routing = mixture(x[None].double())
+        if "dynamic" in name and count > 10:
+            assert (routing.experts >= 0).sum(1).unique().numel() > 1
+        close(mixed(library, x, threads, before=2.0), wanted[0] + 2.0)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["sigmoid, two best of groups, bias", "dynamic"])
+@torch.no_grad()
+def test_experts_say_the_same_bits_in_any_company(name: str, format: Format, library: Library) -> None:
+    mixture = mixture_of(MIXTURES[name])
+    mixed = Mixed(mixture, format)
+    x = torch.randn(MOST, 40)
+    alone = torch.cat([mixed(library, row[None]) for row in x])
+    tolerance = {"f32": 1e-5, "bf16": 0.02, "int8": 0.02, "int4": 0.2}[format]
+    wanted = mixture(x[None])[0][0]
+    assert (alone - wanted).norm() < tolerance * wanted.norm()
+    for count in (2, 5, MOST):
+        for threads in (1, 2, 3):
+            assert torch.equal(mixed(library, x[:count], threads), alone[:count])
+
+
+@torch.no_grad()
+def test_a_broken_row_finds_no_expert_and_harms_no_other(library: Library) -> None:
+    mixed = Mixed(mixture_of(MIXTURES["dynamic"]), "int4")
+    x = torch.randn(9, 40)
+    whole = mixed(library, x, 2)
+    x[4] = torch.nan
+    found = mixed(library, x, 2)
+    assert not found[4].isfinite().any()
+    others = torch.arange(9) != 4
+    assert torch.equal(found[others], whole[others])
