@@ -15,6 +15,10 @@ HEAVY = (
     "rich",
     "onnxruntime",
     "faster_whisper",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "pydantic",
 )
 
 
