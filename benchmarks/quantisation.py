@@ -146,7 +146,7 @@ def shuffled(network: Any) -> None:
 
 
 def searches(network: Any) -> None:
-    """Signal to noise of every tenth layer's matrices, by how long a grid is looked for."""
+    """Signal to noise of every tenth layer's matrices, errors weighed as in the search, by how long it is."""
     from deepwell.lm.precision.fitting import CUTS, REFITS, fit_affine
     from deepwell.lm.precision.integers import GROUP
 
@@ -158,7 +158,7 @@ def searches(network: Any) -> None:
     ]
     fine = tuple(step / 50 for step in range(-1, 9))
     rows = (
-        ("least to largest", (0.0,), 0), ("and refitted", (0.0,), REFITS), ("ranges", CUTS, 0),
+        ("the whole range", (0.0,), 0), ("and refitted", (0.0,), REFITS), ("ranges", CUTS, 0),
         ("ranges, refitted: as it is", CUTS, REFITS), ("100 ranges, 20 refits", fine, 20),
     )  # fmt: skip
     weights = sum(groups.numel() for groups in matrices)
@@ -171,8 +171,8 @@ def searches(network: Any) -> None:
             values, grid = fit_affine(groups, cuts=cuts, refits=refits)
             seconds += time.perf_counter() - begun
             wide = values * grid.scale[:, None] + grid.minimum[:, None]
-            lost += float((wide - groups).double().square().sum())
-            power += float(groups.double().square().sum())
+            lost += float((wide - groups).mul(groups).double().square().sum())
+            power += float(groups.double().pow(4).sum())
         print(f"{name:30}{10 * math.log10(power / lost):8.2f}{seconds:9.2f}", flush=True)
 
 
