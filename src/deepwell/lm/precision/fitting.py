@@ -1,16 +1,16 @@
 """The scale and minimum that round a group of weights to 0..15: zero to zero, and large weights best.
 
 Two rules: 0 lies on the grid, so that small weights do not all move the same way; and an error counts as much as its
-weight's square. Neither asks for data. Least squares over all grids has less noise and costs more perplexity (on four
-windows of 512 tokens, SmolLM2's grew by 26% instead of 21%): what counts is the text, ``python benchmarks/quantisation.py``.
+weight's square. Neither asks for data. Least squares over all grids has less noise and costs more perplexity, and that
+is what decides: ``python benchmarks/quantisation.py``.
 
 From end to end is rarely the best range: outliers stretch the grid for all the others. So a group tries several ranges,
 each narrower at one end or both, keeps the one with the least error, and refines it: with the integers fixed, the scale
 has a closed form, and with the scale fixed, the integers are the nearest ones. ``benchmarks/quantisation.py --search``
 prints what each of these is worth.
 
-Every candidate is judged as it will be stored, in float16. A group that already lies on one of the grids of GGUF's kinds
-of 4 bits keeps it, and where all groups of a slab lie on Q4_1's nothing else is tried.
+Every candidate is judged as it will be stored, in float16. A group that already lies on a grid of GGUF's kinds of 4
+bits keeps it, and where all groups of a slab lie on Q4_1's nothing else is tried.
 """
 
 from __future__ import annotations
