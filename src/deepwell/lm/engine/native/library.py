@@ -87,7 +87,18 @@ class Library:
     """
 
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+        """Open it.
+
+        Raises:
+            DeepwellError: It cannot be loaded here, or was built from other sources.
+        """
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise DeepwellError(
+                f"{path.name} cannot be loaded: {error}",
+                hint="Install deepwell again, or compute without it: DEEPWELL_NATIVE=off.",
+            ) from error
         self._run = self._library.dw_run
         self._run.argtypes, self._run.restype = (_pointer, _int, _pointer), _int
         self._library.dw_instructions.restype = ctypes.c_char_p
