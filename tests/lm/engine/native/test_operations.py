@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -344,3 +346,33 @@ def test_a_broken_row_finds_no_expert_and_harms_no_other(library: Library) -> No
     assert not found[4].isfinite().any()
     others = torch.arange(9) != 4
     assert torch.equal(found[others], whole[others])
+
+
+def test_random_attention(library: Library) -> None:
+    """Any widths, heads, windows, blocks and stretches."""
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(data=st.data())
+    def check_one(data: st.DataObject) -> None:
+        groups, each = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 20))
+        width, rope = data.draw(st.integers(1, 20)), 2 * data.draw(st.integers(1, 9))
+        window = data.draw(st.sampled_from([None, 1, 6, 65]))
+        grouped = data.draw(st.booleans())
+        heads = {"num_attention_heads": groups * each, "qk_rope_head_dim": rope, "sliding_window": window}
+        if grouped:
+            heads |= {"rope_key_heads": groups, "v_head_dim": width, "kv_lora_rank": groups * width}
+        else:
+            heads |= {"kv_lora_rank": width}
+        config = shape("grouped" if grouped else "latent", **heads)
+        lengths = data.draw(st.lists(st.integers(1, 90), min_size=1, max_size=4))
+        torch.manual_seed(sum(lengths))
+        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+        attention = Attention(config, lengths, data.draw(st.integers(1, 17)), dtype)
+        parts = []
+        for which, length in enumerate(lengths):
+            start = data.draw(st.integers(0, length - 1))
+            parts.append((which, start, data.draw(st.integers(start + 1, length))))
+        for part, found in zip(parts, attention(library, parts, data.draw(st.integers(1, 4))), strict=True):
+            close(found, attention.wanted(*part))
+
+    check_one()

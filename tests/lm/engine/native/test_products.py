@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -197,3 +199,23 @@ def test_builds_agree_about_integers() -> None:
         product = Product(weight, format)
         one, other = (product(library, x) for library in built().values())
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_random_products(library: Library) -> None:
+    """Any shape, format, number of rows and threads."""
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(
+        outputs=st.integers(1, 70), inputs=st.integers(1, 140), count=st.integers(1, 30), threads=st.integers(1, 4),
+        format=st.sampled_from(FORMATS), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e9]), seed=st.integers(0, 99),
+    )  # fmt: skip
+    def check_one(outputs: int, inputs: int, count: int, threads: int, format: Format, scale: float, seed: int) -> None:
+        torch.manual_seed(seed)
+        weight, x = torch.randn(outputs, inputs), torch.randn(count, inputs) * scale
+        x[torch.rand(x.shape) < 0.3] = 0.0
+        product = Product(weight, format)
+        found = product(library, x, threads)
+        check(found, weight, x, format)
+        assert torch.equal(product(library, x[-1:])[0], found[-1])
+
+    check_one()
