@@ -63,7 +63,7 @@ def test_fifty_prompts_in_one_batch_are_each_as_it_is_alone(
 ) -> None:
     """Chunked prefill, preemption by a small cache and speculation against none of them: the same tokens."""
     model = network(name)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2 if name == "latent" else 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2 if (name, precision) == ("latent", "int8") else 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     asked = prompts(50, 60)
     engine = Engine(
