@@ -47,7 +47,7 @@ def test_no_access_is_out_of_bounds_and_no_sum_overflows(tmp_path: Path) -> None
         subprocess.run([compiler, *flags, *more, *sources, "-lm", "-o", tmp_path / f"_{name}.so"], check=True)
     (tmp_path / "sanitised.py").write_text(PLUGIN)
     here = Path(__file__).parent
-    files = [str(here / f"test_{name}.py") for name in ("products", "operations", "runner")]
+    files = [str(here / f"test_{name}.py") for name in ("products", "operations", "experts", "runner")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", "-x", "-p", "sanitised", "-p", "no:cacheprovider", *files],
         check=False, capture_output=True, text=True, cwd=here.parents[3],
