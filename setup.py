@@ -7,7 +7,7 @@ compiler, installation goes on without (``optional``), and the engine computes w
 from setuptools import Extension, setup
 
 ROOM = "src/deepwell/lm/engine/native"
-SOURCES = [f"{ROOM}/{name}.c" for name in ("attention", "experts", "linear", "program", "rowwise")]
+SOURCES = [f"{ROOM}/{name}.c" for name in ("attention", "experts", "inputs", "linear", "program", "rowwise")]
 FLAGS = ["-std=gnu11", "-O3", "-pthread", "-Wno-psabi"]
 
 

@@ -45,7 +45,7 @@ class Product:
 
 
 def rounded_inputs(x: Tensor, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """[n, in] -> integers [n, groups, 32] and their scales [n, groups], as ``linear.c`` says."""
+    """[n, in] -> integers [n, groups, 32] and their scales [n, groups], as ``inputs.c`` says."""
     groups = -(-x.shape[1] // GROUP)
     wide = np.zeros((len(x), groups * GROUP), np.float32)
     wide[:, : x.shape[1]] = x.numpy()

@@ -112,7 +112,7 @@ static void products(const dw_experts *e, const dw_matrix *matrices, const dw_in
                       matrices->out, 0, thread->scratch);
         } else {
             dw_input own = *input;
-            int32_t groups = (matrices->in + DW_GROUP - 1) / DW_GROUP;
+            int32_t groups = dw_groups(matrices);
             int size = matrices->format == DW_INT8 ? 2 : 1;
             own.rows += first * input->step;
             if (matrices->format >= DW_INT8) {

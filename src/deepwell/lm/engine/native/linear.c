@@ -24,95 +24,13 @@
 #define TILE_INT_ROWS 4
 #define ROWS_AT_ONCE_BYTES 262144 /* of inputs that every panel meets before the next rows come: half of a usual L2 */
 
-static int32_t groups_of(const dw_matrix *matrix) { return (matrix->in + DW_GROUP - 1) / DW_GROUP; }
-
 static size_t panel_stored(const dw_matrix *matrix) {
     switch (matrix->format) {
     case DW_F32: return (size_t)matrix->in * DW_PANEL * 4;
     case DW_BF16: return (size_t)matrix->in * DW_PANEL * 2;
-    case DW_INT8: return (size_t)groups_of(matrix) * INT8_GROUP;
-    default: return (size_t)groups_of(matrix) * INT4_GROUP;
+    case DW_INT8: return (size_t)dw_groups(matrix) * INT8_GROUP;
+    default: return (size_t)dw_groups(matrix) * INT4_GROUP;
     }
-}
-
-/* ---- inputs ---- */
-
-size_t dw_input_bytes(const dw_matrix *matrix, int32_t rows) {
-    if (matrix->format < DW_INT8) return 0;
-    size_t groups = (size_t)groups_of(matrix) * (size_t)rows;
-    return dw_padded(groups * DW_GROUP * (matrix->format == DW_INT8 ? 2 : 1)) + 2 * dw_padded(groups * 4);
-}
-
-void dw_input_place(dw_input *input, const dw_matrix *matrix, int32_t rows, void *memory) {
-    if (matrix->format < DW_INT8) return;
-    size_t groups = (size_t)groups_of(matrix) * (size_t)rows;
-    char *at = memory;
-    input->integers = at;
-    at += dw_padded(groups * DW_GROUP * (matrix->format == DW_INT8 ? 2 : 1));
-    input->scales = (float *)at;
-    input->sums = (float *)(at + dw_padded(groups * 4));
-}
-
-/* A group's floats as integers up to `most`, of 16 bits or of 8: their scale, and what they stand for together. */
-INLINE float round_group(const float *from, int32_t count, const int narrow, void *to, float *sum) {
-    const float most = narrow ? 127.0f : 32767.0f;
-    float copied[DW_GROUP];
-    if (count < DW_GROUP) {
-        memset(copied, 0, sizeof copied);
-        memcpy(copied, from, (size_t)count * 4);
-        from = copied;
-    }
-    f32x8 value[4];
-    i32x8 largest = {0}; /* as whole numbers: in that order NaN stands behind all others, and so is not lost */
-    for (int i = 0; i < 4; i++) {
-        value[i] = load8(from + 8 * i);
-        largest = max8_i32((i32x8)value[i] & 0x7fffffff, largest);
-    }
-    float top = float_of(max_of8_i32(largest)), inverse = top > 0 ? most / top : 0, scale = top / most;
-    if (!(inverse < 3e38f)) inverse = 0; /* what is this small is nothing */
-#ifdef __AVX2__
-    __m256i whole[4];
-    for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32((__m256)(value[i] * inverse));
-    /* Packing works on the halves of a register apart: what it mixes up is put back in order. */
-    __m256i one = _mm256_packs_epi32(whole[0], whole[1]), other = _mm256_packs_epi32(whole[2], whole[3]);
-    if (!narrow) {
-        _mm256_storeu_si256(to, _mm256_permute4x64_epi64(one, 0xd8));
-        _mm256_storeu_si256((__m256i *)to + 1, _mm256_permute4x64_epi64(other, 0xd8));
-        return scale;
-    }
-    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(one, other), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256(to, bytes);
-    __m256i total = _mm256_madd_epi16(_mm256_add_epi16(one, other), _mm256_set1_epi16(1));
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    *sum = scale * (float)(_mm_cvtsi128_si32(four) + _mm_extract_epi32(four, 1));
-#else
-    int32_t total = 0;
-    for (int i = 0; i < DW_GROUP; i++) {
-        int32_t whole = ((i32x8)(value[i / 8] * inverse + ROUNDS))[i % 8] - 0x4b400000;
-        if (narrow) total += ((int8_t *)to)[i] = (int8_t)whole;
-        else ((int16_t *)to)[i] = (int16_t)whole;
-    }
-    *sum = scale * (float)total;
-#endif
-    return scale;
-}
-
-INLINE void round_rows(const dw_input *input, const dw_matrix *matrix, const int narrow, int64_t first, int64_t last) {
-    int32_t groups = groups_of(matrix);
-    for (int64_t row = first; row < last; row++)
-        for (int32_t group = 0; group < groups; group++) {
-            int64_t at = row * groups + group;
-            int32_t count = matrix->in - group * DW_GROUP;
-            input->scales[at] = round_group(input->rows + row * input->step + group * DW_GROUP,
-                                            count < DW_GROUP ? count : DW_GROUP, narrow,
-                                            (char *)input->integers + at * DW_GROUP * (narrow ? 1 : 2), &input->sums[at]);
-        }
-}
-
-void dw_input_make(const dw_input *input, const dw_matrix *matrix, int32_t first, int32_t last) {
-    if (matrix->format == DW_INT8) round_rows(input, matrix, 0, first, last);
-    if (matrix->format == DW_INT4) round_rows(input, matrix, 1, first, last);
 }
 
 /* ---- panels ---- */
@@ -350,7 +268,7 @@ static __attribute__((noinline)) void rows_int4(const work *w, int32_t first, in
 void dw_panels(const dw_matrix *matrix, const dw_input *input, const int32_t *index, int32_t rows, int32_t panel,
                int32_t count, float *y, int64_t y_row, int32_t add, void *scratch) {
     size_t stored = panel_stored(matrix);
-    int32_t groups = groups_of(matrix);
+    int32_t groups = dw_groups(matrix);
     work w = {.matrix = matrix, .input = input, .index = index, .groups = groups, .add = add, .y = y, .y_row = y_row};
     int64_t row_bytes = (int64_t)matrix->in * (matrix->format < DW_INT8 ? 4 : matrix->format == DW_INT8 ? 2 : 1);
     int64_t some = ROWS_AT_ONCE_BYTES / (row_bytes ? row_bytes : 1) / 12 * 12;

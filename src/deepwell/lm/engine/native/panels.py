@@ -41,18 +41,23 @@ class Panels:
 
 
 def panels(
-    weights: Sequence[Tensor], format: Format, biases: Sequence[Tensor | None] = (), pages: Pages | None = None
+    weights: Sequence[Tensor],
+    format: Format,
+    biases: Sequence[Tensor | None] = (),
+    pages: Pages | None = None,
+    *,
+    where: str = "the matrix",
 ) -> Panels:
     """``weights`` [out, in] each, of any float dtype, and their biases [out] -> what the products read.
 
-    ``pages`` is where they are put; None: apart from all others.
+    ``pages`` is where they are put; None: apart from all others. ``where`` is what messages call them.
     """
     pages = pages or Pages()
     outputs, inputs = weights[0].shape
     structures = (native.Matrix * len(weights))()
     owned: list[Tensor] = []
     for index, weight in enumerate(weights):
-        packed = _packed(weight.detach(), format, pages)
+        packed = _packed(weight.detach(), format, pages, where)
         bias = biases[index] if biases else None
         kept = None if bias is None else bias.detach().float().contiguous().clone()
         owned += [packed] if kept is None else [packed, kept]
@@ -67,7 +72,7 @@ def pointer(structures: Any, index: int = 0) -> int:
     return ctypes.addressof(structures) + index * ctypes.sizeof(structures._type_)
 
 
-def _packed(weight: Tensor, format: Format, pages: Pages) -> Tensor:
+def _packed(weight: Tensor, format: Format, pages: Pages, where: str) -> Tensor:
     if format in ("f32", "bf16"):
         dtype = torch.float32 if format == "f32" else torch.bfloat16
         rows = F.pad(weight, (0, 0, 0, -weight.shape[0] % native.PANEL))
@@ -84,7 +89,7 @@ def _packed(weight: Tensor, format: Format, pages: Pages) -> Tensor:
     for first in range(0, count, step):
         rows = weight[first * native.PANEL : (first + step) * native.PANEL].float()
         padded = F.pad(rows, (0, groups * GROUP - rows.shape[1], 0, -rows.shape[0] % native.PANEL))
-        made = _int8(quantise(padded, 8)) if bits == 8 else _int4(quantise(padded, 4))
+        made = _int8(quantise(padded, 8, where=where)) if bits == 8 else _int4(quantise(padded, 4, where=where))
         packed[first * bytes_each : first * bytes_each + made.numel()] = made.flatten()
     return packed
 

@@ -31,6 +31,8 @@ typedef struct {
     const float *bias; /* [out] or NULL */
 } dw_matrix;
 
+static inline int32_t dw_groups(const dw_matrix *matrix) { return (matrix->in + DW_GROUP - 1) / DW_GROUP; }
+
 /* Experts of one layer, and how tokens are sent to them (deepwell.lm.model.moe). */
 typedef struct {
     int32_t experts, chosen, groups, kept_groups, width, sigmoid, best_two, normalised, weighed, minimum;

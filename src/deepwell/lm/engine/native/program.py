@@ -73,24 +73,28 @@ class Program:
     Attributes:
         rows: The memory that they work on.
         weight_bytes: What its matrices take.
+        where: What messages call the matrices that are being added.
     """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.weight_bytes = 0
+        self.where = "the matrix"
         self._ops: list[native.Op] = []
         self._kept: list[object] = []
         self._array: Any = None
 
     def run(self, library: native.Library, batch: native.Batch) -> None:
         """Carry it out."""
+        if batch.rows > self.rows.most:
+            raise AssertionError(f"a step of {batch.rows} rows, and there is memory for {self.rows.most}")
         if self._array is None:
             self._array = (native.Op * len(self._ops))(*self._ops)
         library.run(self._array, len(self._ops), batch)
 
     def matrices(self, weights: Sequence[Tensor], format: Format, biases: Sequence[Tensor | None] = ()) -> Panels:
         """``panels`` beside the other weights."""
-        return panels(weights, format, biases, self.rows.pages)
+        return panels(weights, format, biases, self.rows.pages, where=self.where)
 
     # ---- operations ----
 
@@ -230,6 +234,7 @@ def write_mtp(module: MTPModule, config: ModelConfig, cache: PagedCache, precisi
 def write_head(model: Transformer, precision: Precision, rows: Rows) -> Program:
     """The program from states in rows "chosen" to logits over the vocabulary in rows "logits"."""
     program = Program(rows)
+    program.where = "the head"
     weight = (model.embed_tokens if model.config.tie_word_embeddings else model.lm_head).weight
     matrix = program.matrices([weight], head_format(precision))
     program.linear(rows("chosen", model.config.hidden_size), matrix, rows("logits", model.config.vocab_size))
@@ -240,6 +245,7 @@ def _write_layer(
     program: Program, block: Block, config: ModelConfig, cache: PagedCache, precision: Precision, x: Tensor
 ) -> None:
     rows = program.rows
+    program.where = f"a matrix of layer {block.layer}"
     normed = rows("normed", config.hidden_size)
     _norm(program, x, block.input_layernorm, normed)
     found = _write_attention(program, block.self_attn, config, cache, block.layer, precision, normed)

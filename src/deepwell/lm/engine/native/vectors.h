@@ -3,6 +3,7 @@
 #ifndef DEEPWELL_VECTORS_H
 #define DEEPWELL_VECTORS_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -122,7 +123,7 @@ INLINE f32x8 load8_f16(const uint16_t *from) {
 
 #define ROUNDS 12582912.0f /* 1.5 * 2^23: adding it rounds to a whole number, half to even */
 
-/* e^x to 2 units in the last place; 0 below -87, where the largest is 88. */
+/* e^x to 2 units in the last place; 0 below -87, infinity above 88. */
 INLINE f32x8 exp8(f32x8 x) {
     i32x8 gone = x < -87.0f;
     f32x8 within = choose8(x > 88.0f, all8(88.0f), choose8(gone, all8(-87.0f), x));
@@ -136,7 +137,7 @@ INLINE f32x8 exp8(f32x8 x) {
     sum = sum * rest + 5.0000001201e-1f;
     sum = sum * rest * rest + rest + 1.0f;
     f32x8 power = (f32x8)((((i32x8)shifted - 0x4b400000) + 127) << 23);
-    return choose8(gone, all8(0.0f), sum * power);
+    return choose8(gone, all8(0.0f), choose8(x > 88.0f, all8(INFINITY), sum * power));
 }
 
 /* A block of 8 rows by 8 columns on its side: to[c * to_step + r] = from[r][c]. */
