@@ -61,14 +61,18 @@ class FreeCores:
         self.threads = max(1, min(self._most, self._cores - round(others)))
 
     @contextmanager
-    def for_a_step(self) -> Iterator[None]:
-        """Inside, torch uses as many threads as there are cores for it."""
+    def for_a_step(self, *, torch_alone: bool = True) -> Iterator[None]:
+        """Inside, torch uses as many threads as there are cores for it, or one where others compute beside it.
+
+        torch's threads go on waiting awake after each of its operations, on the cores that the others want: choosing
+        tokens for eight requests by two threads made every product of the compiled engine twice as slow.
+        """
         self.update()
-        before = torch.get_num_threads()
-        if before == self.threads:
+        before, wanted = torch.get_num_threads(), self.threads if torch_alone else 1
+        if before == wanted:
             yield
             return
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(wanted)
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -177,7 +177,7 @@ class Engine:
         try:
             for start in range(0, len(tokens), self.scheduler.token_budget):
                 part = Part(sequence, start, min(self.scheduler.token_budget, len(tokens) - start))
-                with self._cores.for_a_step() if self._cores is not None else nullcontext():
+                with self._threads():
                     yield self._runner.run([part])[0]
         finally:
             self.allocator.release(sequence.table)
@@ -197,8 +197,19 @@ class Engine:
 
     def step(self) -> None:
         """Compute one batch. Nothing happens when nothing is to be done."""
-        with self._cores.for_a_step() if self._cores is not None else nullcontext():
+        with self._threads():
             self._step()
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Inside, a step has the cores that are free."""
+        if self._cores is None:
+            yield
+            return
+        with self._cores.for_a_step(torch_alone=not isinstance(self._runner, NativeRunner)):
+            if isinstance(self._runner, NativeRunner):
+                self._runner.threads = self._cores.threads
+            yield
 
     def _step(self) -> None:
         parts = self.scheduler.plan()

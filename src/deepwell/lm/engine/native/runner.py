@@ -24,7 +24,12 @@ from deepwell.lm.model.transformer import Block, Transformer
 
 
 class NativeRunner:
-    """The network's program and the cache, ready to compute steps."""
+    """The network's program and the cache, ready to compute steps.
+
+    Attributes:
+        precision: Of the weights.
+        threads: That compute a step; at first as many as torch has.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class NativeRunner:
         if found is None or not supports(model.config):
             raise UsageError("the compiled engine cannot carry out this network here")
         self.precision = precision
+        self.threads = torch.get_num_threads()
         self._library = found
         self._cache = cache
         self._rope = model.rope
@@ -127,7 +133,7 @@ class NativeRunner:
     def _head_of(self, states: Tensor) -> Tensor:
         rows = len(states)
         self._chosen[:rows] = states
-        self._head.run(self._library, native.Batch(rows=rows, threads=torch.get_num_threads()))
+        self._head.run(self._library, native.Batch(rows=rows, threads=self.threads))
         return self._logits[:rows]
 
     def _embed(self, tokens: Items[int], to: Tensor) -> None:
@@ -153,7 +159,7 @@ class NativeRunner:
         cosine, sine = self._rope(torch.from_numpy(places), int(places.max()) + 1)
         blocks = np.array(tables, dtype=np.int32)
         batch = native.Batch(
-            rows, len(parts), size, torch.get_num_threads(), cosine.data_ptr(), sine.data_ptr(), slots.ctypes.data,
+            rows, len(parts), size, self.threads, cosine.data_ptr(), sine.data_ptr(), slots.ctypes.data,
             ctypes.addressof(stretches), blocks.ctypes.data,
         )  # fmt: skip
         batch.kept = (cosine, sine, slots, stretches, blocks)
