@@ -246,8 +246,8 @@ def main() -> int:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
-        if not line:
-            print("the server did not start")
+        if not line.startswith('{"url"'):
+            print(f"the server did not start: {line}{server.stdout.read()}")
             return 1
         url = json.loads(line)["url"]
         try:

@@ -24,10 +24,10 @@ from deepwell.server.completion_schemas import (
 )
 from deepwell.server.driver import Job
 from deepwell.server.generation import Answer, Generation
+from deepwell.server.refusals import CLIENT_GONE
 from deepwell.server.schemas import ERRORS, Usage, seeds
 from deepwell.server.served import FINGERPRINT, Served
 from deepwell.server.streaming import (
-    CLIENT_GONE,
     DONE,
     EVENTS,
     KEEP_ALIVE,

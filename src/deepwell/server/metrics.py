@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepwell import __version__
+from deepwell.server.refusals import CLIENT_GONE
 
 if TYPE_CHECKING:
     from deepwell.lm.engine.engine import Engine
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 METRICS_TYPE = CONTENT_TYPE_LATEST
 """The media type of ``Metrics.text``."""
-
-CLIENT_GONE = 499
-"""The status that is counted where the client left before there was one, as nginx has it."""
 
 _WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -9,6 +9,9 @@ from starlette.types import Message, Scope, Send
 
 Headers = Iterable[tuple[bytes, bytes]]
 
+CLIENT_GONE = 499
+"""The status of a response that nobody reads, as nginx has it; no client ever sees it."""
+
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 

@@ -23,9 +23,6 @@ from deepwell.server.generation import Generation
 KEEP_ALIVE_SECONDS = 15.0
 """How long a stream may be silent before a comment says that it lives."""
 
-CLIENT_GONE = 499
-"""The status of a response that nobody reads, as nginx has it."""
-
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
