@@ -269,6 +269,7 @@ def main() -> int:
     print(f"  {'time to first token, s':<28}{first['p50']:>8.2f} p50 {first['p95']:>8.2f} p95")
     print(f"  {'tokens/s of one answer':<28}{speed['p50']:>8.1f} p50 {speed['p5']:>8.1f} p5")
     print(f"  {'tokens/s of all':<28}{found['all_tokens_per_s']:>8.1f}")
+    print(f"  {'prompt tokens/s computed':<28}{found['prompt_missed'] / found['seconds']:>8.1f}")
     print(f"  {'prompt found in the cache':<28}{told:>8.0%}")
     print(f"  {'memory, MiB':<28}{rss['quarter']:>8.0f} early {rss['end']:>6.0f} end {rss['most']:>6.0f} most")
     print(f"  {'blocks in use when idle':<28}{found['blocks_used']:>8.0f}")
