@@ -45,6 +45,26 @@ def test_a_prompt_is_computed_in_pieces_beside_those_that_decode() -> None:
     assert short.answer == [5, 6, 6, 6]
 
 
+def test_prompts_get_less_of_a_step_while_others_wait_for_their_next_token() -> None:
+    scheduler = Scheduler(BlockAllocator(32, 2), token_budget=8, most_sequences=4, prompt_budget=3)
+    long, short = _sequence(list(range(20)), 9), _sequence([1, 2], 9)
+    scheduler.add(long)
+    (part,) = scheduler.plan()
+    assert part.count == 8  # nobody waits
+    scheduler.complete(part)
+    scheduler.add(short)
+    for part in scheduler.plan():
+        scheduler.complete(part, [6] if part.chooses else ())
+    while long.remaining > 1:
+        before = long.computed
+        parts = scheduler.plan()
+        for part in parts:
+            scheduler.complete(part, [6] if part.chooses else ())
+        if short in [part.sequence for part in parts]:
+            assert long.computed - before <= 3
+    assert len(short.answer) > 2
+
+
 def test_a_guess_is_computed_with_its_token_and_counts_where_it_was_right() -> None:
     scheduler = _scheduler(32, budget=8, most=2)
     sequence = _sequence([1, 2, 3], 20)

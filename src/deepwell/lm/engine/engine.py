@@ -44,6 +44,10 @@ _MOST_FORCED = 64
 """Tokens of a piece that a grammar leaves no choice about and that are computed together."""
 
 
+_PROMPT_TOKENS_BESIDE = 128
+"""Tokens of prompts in a step of a processor while answers are being written."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What an engine has done so far: steps, and tokens that were guessed, and those of them that were right."""
@@ -104,7 +108,13 @@ class Engine:
             model.config, blocks=blocks, block_size=block_size, dtype=dtype, device=model.device, mtp=mtp
         )
         self.allocator = BlockAllocator(blocks, block_size)
-        self.scheduler = Scheduler(self.allocator, token_budget=token_budget, most_sequences=most_sequences)
+        self.scheduler = Scheduler(
+            self.allocator,
+            token_budget=token_budget,
+            most_sequences=most_sequences,
+            # A processor takes half a second for 512 tokens, and is as fast in smaller pieces.
+            prompt_budget=_PROMPT_TOKENS_BESIDE if model.device.type == "cpu" else None,
+        )
         self.counters = Counters()
         self._pace = Pace()
         self._speculate = speculate

@@ -54,13 +54,22 @@ class Part:
 class Scheduler:
     """Waiting and running sequences, and the blocks that they hold."""
 
-    def __init__(self, allocator: BlockAllocator, *, token_budget: int = 512, most_sequences: int = 64) -> None:
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        *,
+        token_budget: int = 512,
+        most_sequences: int = 64,
+        prompt_budget: int | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             allocator: Of the cache's blocks.
             token_budget: Tokens of a step.
             most_sequences: That may run at once; others wait.
+            prompt_budget: Tokens of prompts in a step for whose end others wait to get their next token; None: all that
+                they leave.
 
         Raises:
             UsageError: The budget does not give each sequence a token.
@@ -70,6 +79,7 @@ class Scheduler:
         self.allocator = allocator
         self.token_budget = token_budget
         self.most_sequences = most_sequences
+        self.prompt_budget = prompt_budget
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -99,6 +109,8 @@ class Scheduler:
                 part = Part(sequence, sequence.computed, 1 + len(sequence.draft))
                 parts.append(part)
                 budget -= part.count
+        if parts and self.prompt_budget is not None:
+            budget = min(budget, self.prompt_budget)
         for sequence in self.running:
             if sequence.remaining > 1 and budget:
                 parts.append(self._piece(sequence, budget))
