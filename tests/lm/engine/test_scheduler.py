@@ -59,7 +59,7 @@ def test_prompts_get_less_of_a_step_while_others_wait_for_their_next_token() -> 
             scheduler.complete(part, [6] if part.chooses else ())
         if len(short.answer) == 2 and short.finish is None:
             scheduler.end(short, "length")
-    assert counts == [[1, 3], [8], [8], [1]]
+    assert counts == [[1, 3], [8], [8]]
 
 
 def test_a_guess_is_computed_with_its_token_and_counts_where_it_was_right() -> None:
