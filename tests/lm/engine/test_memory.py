@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepwell.errors import UsageError
+from deepwell.lm import Model
 from deepwell.lm.engine import memory
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
@@ -61,6 +63,13 @@ def test_a_network_for_fp8_is_read_into_the_hosts_memory(folder: Path) -> None:
     assert memory.dtype_for("fp8", folder, "cuda") == "bf16"
     assert memory.read_to("fp8", "cuda") == "cpu"
     assert memory.read_to("bf16", "cuda") == "cuda"
+
+
+def test_a_word_that_is_no_precision_is_answered_with_those_there_are(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no precision 'int5'") as caught:
+        Model.load(folder, precision="int5")
+    assert caught.value.hint is not None
+    assert all(word in caught.value.hint for word in ("int8", "int4", "fp8", "bf16"))
 
 
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

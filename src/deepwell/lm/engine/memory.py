@@ -20,6 +20,9 @@ _LONG_REQUESTS = 8
 _FOUR_BITS = frozenset({"Q4_0", "Q4_1"})
 """GGUF's formats whose weights int4 holds exactly."""
 
+PRECISIONS = ("auto", "f32", "bf16", "int8", "int4", "fp8", "f16", "f64")
+"""Words for how weights stand in memory."""
+
 _COMPILED = ("f32", "bf16", "int8", "int4")
 
 

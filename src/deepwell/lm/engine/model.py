@@ -123,6 +123,8 @@ class Model:
         from deepwell.lm.engine import memory
         from deepwell.lm.weights.opening import load, locate, usable
 
+        if precision not in memory.PRECISIONS:
+            raise UsageError(f"there is no precision {precision!r}", hint=f"use one of {', '.join(memory.PRECISIONS)}")
         chosen = memory.device_for(device)
         path = locate(name_or_path)
         if precision == "auto":
