@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 ROOM = "src/deepwell/lm/engine/native"
 SOURCES = [f"{ROOM}/{name}.c" for name in ("attention", "experts", "inputs", "linear", "program", "rowwise")]
-FLAGS = ["-std=gnu11", "-O3", "-pthread", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O3", "-g0", "-pthread", "-Wno-psabi"]
 
 
 def build(name: str, *flags: str) -> Extension:
