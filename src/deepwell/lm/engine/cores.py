@@ -64,8 +64,8 @@ class FreeCores:
     def for_a_step(self, *, torch_alone: bool = True) -> Iterator[None]:
         """Inside, torch uses as many threads as there are cores for it, or one where others compute beside it.
 
-        torch's threads go on waiting awake after each of its operations, on the cores that the others want: choosing
-        tokens for eight requests by two threads made every product of the compiled engine twice as slow.
+        torch's threads go on waiting awake after each of its operations, on the cores that the others want, and
+        every product of the next step is slower for it.
         """
         self.update()
         before, wanted = torch.get_num_threads(), self.threads if torch_alone else 1
