@@ -125,3 +125,21 @@ class ServerError(DeepwellError):
     """The server cannot start: its address is in use, is not this machine's, or is not allowed."""
 
     code = "server"
+
+
+class RecipeError(UsageError):
+    """A training recipe with a wrong key or value. Names file, line and key, and the nearest right one."""
+
+    code = "recipe"
+
+
+class DataError(DeepwellError):
+    """Training data that is missing, empty or damaged. The message names the file and the line or row."""
+
+    code = "data"
+
+
+class TrainingError(DeepwellError):
+    """Training cannot go on: losses that stay non-finite, a run that does not fit its recipe. Says how far it came."""
+
+    code = "training"

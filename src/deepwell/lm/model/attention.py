@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deepwell.lm.model.cache import LatentCache
 from deepwell.lm.model.config import ModelConfig
@@ -44,6 +45,8 @@ class Sight:
     cache: LatentCache | None = None
     form: Form | None = None
     """Which form to take; None: the cheaper one."""
+    recompute: bool = False
+    """Whether keys, values and attention are computed again in the backward pass in place of being kept."""
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -89,7 +92,11 @@ class MultiHeadLatentAttention(nn.Module):
         if form is None:
             form = "absorbed" if not fresh and self._absorbing_is_cheaper(x.shape[1], rows.shape[1]) else "decompressed"
         look = self.absorbed if form == "absorbed" else self.decompressed
-        return self.o_proj(look(q_nope, q_rope, rows, sight.mask).flatten(2))  # type: ignore[no-any-return]
+        if sight.recompute and torch.is_grad_enabled():
+            seen_values = checkpoint(look, q_nope, q_rope, rows, sight.mask, use_reentrant=False)
+        else:
+            seen_values = look(q_nope, q_rope, rows, sight.mask)
+        return self.o_proj(seen_values.flatten(2))  # type: ignore[no-any-return]
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The parts of the queries without and with rope: [B, T, H, N] and [B, T, H, D], the second turned."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deepwell.errors import UsageError
 from deepwell.lm.model.products import linear_cross_entropy
@@ -33,6 +34,30 @@ class Losses:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The sizes of a batch that is computed in parts: by one process after the other, or by several at once.
+
+    Means over the parts of a batch would weigh tokens unequally, since parts predict different numbers of them; so the
+    whole is counted first, and each part divides by it.
+    """
+
+    predictions: tuple[int, ...]
+    """Tokens predicted one place ahead, two places ahead (the first MTP module), and so on."""
+    sequences: int
+
+    @classmethod
+    def of(cls, labels: Tensor, documents: Tensor | None = None, *, depth: int = 0) -> Whole:
+        """Count a batch, or a part of one: ``labels`` and ``documents`` [B, T] as ``Transformer.loss`` takes them."""
+        counts = (int(_wanted(labels, documents, ahead).sum()) for ahead in range(1, depth + 2))
+        return cls(tuple(counts), labels.shape[0])
+
+    def __add__(self, other: Whole) -> Whole:
+        """Both together."""
+        pairs = zip(self.predictions, other.predictions, strict=True)
+        return Whole(tuple(a + b for a, b in pairs), self.sequences + other.sequences)
+
+
 def language_model_losses(
     model: Transformer,
     tokens: Tensor,
@@ -41,6 +66,7 @@ def language_model_losses(
     hidden: Tensor,
     balance: list[Tensor],
     mtp_weight: float,
+    whole: Whole | None = None,
 ) -> Losses:
     """The losses for the normed states ``hidden`` [B, T, h] of ``tokens`` [B, T]. Runs the MTP modules.
 
@@ -51,7 +77,7 @@ def language_model_losses(
         labels = tokens
     if labels.shape != tokens.shape:
         raise UsageError(f"labels have the shape {tuple(labels.shape)} and tokens {tuple(tokens.shape)}")
-    main, count = _mean_loss(model, hidden, labels, documents, ahead=1)
+    main, count = _mean_loss(model, hidden, labels, documents, ahead=1, whole=whole)
     stream, ahead = hidden, []
     for depth, module in enumerate(model.mtp_modules(), start=1):
         if tokens.shape[1] <= depth + 1:
@@ -60,11 +86,17 @@ def language_model_losses(
         stream = stream[:, : tokens.shape[1] - depth]
         near = None if documents is None else documents[:, : stream.shape[1]]
         sight = model.sight(tokens[:, : stream.shape[1]], documents=near)
-        stream, routing = module(stream, model.embed_tokens(tokens[:, depth:]), sight)
+        after = model.embed(tokens[:, depth:])
+        if model.recompute == "blocks" and torch.is_grad_enabled():
+            stream, routing = checkpoint(module, stream, after, sight, use_reentrant=False)
+        else:
+            stream, routing = module(stream, after, sight)
         if routing is not None and routing.balance is not None:
             balance.append(routing.balance)
-        ahead.append(_mean_loss(model, module.norm(stream), labels, documents, ahead=depth + 1)[0])
+        ahead.append(_mean_loss(model, module.norm(stream), labels, documents, ahead=depth + 1, whole=whole)[0])
     total_balance = torch.stack(balance).sum() if balance else main.new_zeros(())
+    if whole is not None:
+        total_balance = total_balance * (tokens.shape[0] / whole.sequences)
     total = main + total_balance
     if ahead:
         total = total + mtp_weight / len(model.mtp) * torch.stack(ahead).sum()
@@ -72,15 +104,26 @@ def language_model_losses(
 
 
 def _mean_loss(
-    model: Transformer, hidden: Tensor, labels: Tensor, documents: Tensor | None, *, ahead: int
+    model: Transformer,
+    hidden: Tensor,
+    labels: Tensor,
+    documents: Tensor | None,
+    *,
+    ahead: int,
+    whole: Whole | None,
 ) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the token ``ahead`` places on; no prediction leaves its document or the row."""
+    """Mean cross-entropy of the token ``ahead`` places on, over the whole batch, and this part's count."""
     reach = labels.shape[1] - ahead
-    aims = labels[:, ahead:]
-    wanted = aims != IGNORED
+    wanted = _wanted(labels, documents, ahead)
+    count = int(wanted.sum())
+    total = linear_cross_entropy(hidden[:, :reach][wanted], model.head_weight, labels[:, ahead:][wanted])
+    return total / max(count if whole is None else whole.predictions[ahead - 1], 1), count
+
+
+def _wanted(labels: Tensor, documents: Tensor | None, ahead: int) -> Tensor:
+    """Which places predict the token ``ahead`` of them, in their own document and row: [B, T - ahead] bool."""
+    wanted = labels[:, ahead:] != IGNORED
     if documents is not None:
         # Documents are contiguous, so both ends in one document means that everything between is.
-        wanted = wanted & (documents[:, ahead:] == documents[:, :reach])
-    count = int(wanted.sum())
-    total = linear_cross_entropy(hidden[:, :reach][wanted], model.head_weight, aims[wanted])
-    return total / max(count, 1), count
+        wanted = wanted & (documents[:, ahead:] == documents[:, : labels.shape[1] - ahead])
+    return wanted

@@ -38,8 +38,11 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, width, bias=bias, device=device, dtype=dtype)
         self.down_proj = Linear(width, hidden, bias=bias, device=device, dtype=dtype)
 
+    activation: Callable[[Tensor, Tensor], Tensor] = staticmethod(swiglu)
+    """``swiglu``, or one that keeps less for the backward pass (training in FP8)."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
+        return self.down_proj(self.activation(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,13 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer, their matrices stacked."""
+    """All routed experts of a layer, their matrices stacked.
+
+    Training puts other functions in the place of ``product`` and ``activation`` to compute in FP8.
+    """
+
+    product: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(grouped_linear)
+    activation: Callable[[Tensor, Tensor], Tensor] = staticmethod(swiglu)
 
     def __init__(
         self,
@@ -193,8 +202,8 @@ class Experts(nn.Module):
 
     def _run(self, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
         """Sorted rows through their experts, weighted where they are narrowest: before the last product."""
-        gate, up = grouped_linear(rows, self.gate_up_proj, offsets).chunk(2, dim=-1)
-        return grouped_linear(swiglu(gate, up) * weights[:, None].to(rows.dtype), self.down_proj, offsets)
+        gate, up = self.product(rows, self.gate_up_proj, offsets).chunk(2, dim=-1)
+        return self.product(self.activation(gate, up) * weights[:, None].to(rows.dtype), self.down_proj, offsets)
 
 
 class _Dispatch(torch.autograd.Function):

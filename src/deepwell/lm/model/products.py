@@ -14,6 +14,7 @@ in one cheap pass (a widened copy, a gate's activation, a normalised row) is not
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -41,6 +42,17 @@ def widened(tensor: Tensor) -> Tensor:
     if tensor.dtype in _HALF and tensor.device.type == "cpu" and not cpu_multiplies(tensor.dtype):
         return tensor.float()
     return tensor
+
+
+def operand(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight as it meets activations of ``dtype``: master weights in float32 are narrowed for bf16 activations."""
+    if weight.dtype is dtype or (dtype in _HALF and not _multiplies(dtype, weight.device)):
+        return weight
+    return weight.to(dtype)
+
+
+def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type != "cpu" or cpu_multiplies(dtype)
 
 
 _scratch = threading.local()
@@ -80,7 +92,9 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return F.linear(widened(x), _widened_matrix(weight), None if bias is None else widened(bias)).to(x.dtype)
+        wide = widened(x)
+        matrix = _widened_matrix(operand(weight, x.dtype))
+        return F.linear(wide, matrix, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,7 +103,7 @@ class _Linear(torch.autograd.Function):
         wide = widened(rows)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = (wide @ _widened_matrix(weight)).to(x.dtype).view(x.shape)
+            grad_x = (wide @ _widened_matrix(operand(weight, x.dtype))).to(x.dtype).view(x.shape)
         if ctx.needs_input_grad[1]:
             grad_weight = (wide.t() @ widened(x.flatten(0, -2))).to(weight.dtype)
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -98,18 +112,23 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x W^T + b``. ``x`` [..., in], ``weight`` [out, in], ``bias`` [out] -> [..., out] in the dtype of ``x``."""
+    """``x W^T + b``. ``x`` [..., in], ``weight`` [out, in], ``bias`` [out] -> [..., out] in the dtype of ``x``.
+
+    Weights may be wider than ``x``: float32 master weights meet bf16 activations as bf16, and get float32 gradients.
+    """
     few = not torch.is_grad_enabled() and x.numel() <= _FEW_ROWS * x.shape[-1]
-    if few or widened(x) is x:
+    if weight.dtype is x.dtype and (few or widened(x) is x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` by the product above."""
+    """``torch.nn.Linear`` by the product above, or by another that is put in its place (training in FP8)."""
+
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
 
 def _grouped(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
@@ -136,7 +155,8 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, offsets)
-        return _grouped(widened(x), _widened_matrix(weight).transpose(1, 2), offsets).to(x.dtype)
+        matrices = _widened_matrix(operand(weight, x.dtype))
+        return _grouped(widened(x), matrices.transpose(1, 2), offsets).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -144,7 +164,7 @@ class _GroupedLinear(torch.autograd.Function):
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _grouped(wide, _widened_matrix(weight), offsets).to(x.dtype)
+            grad_x = _grouped(wide, _widened_matrix(operand(weight, x.dtype)), offsets).to(x.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _grouped(wide.t(), widened(x), offsets).to(weight.dtype)
         return grad_x, grad_weight, None
@@ -284,7 +304,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad
         total = torch.zeros((), dtype=torch.float32 if hidden.dtype in _HALF else hidden.dtype, device=hidden.device)
-        head = _widened_matrix(weight)  # nothing else is widened before the last slice is done
+        head = _widened_matrix(operand(weight, hidden.dtype))  # nothing else is widened before the last slice is done
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wanted[1] else None
         rows = max(16, 2**22 // weight.shape[0])

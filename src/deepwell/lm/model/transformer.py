@@ -9,20 +9,24 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deepwell.errors import UsageError
 from deepwell.lm.model.attention import Form, MultiHeadLatentAttention, Sight
 from deepwell.lm.model.cache import LatentCache
 from deepwell.lm.model.config import DynamicGating, ModelConfig
-from deepwell.lm.model.loss import Losses, language_model_losses
+from deepwell.lm.model.loss import Losses, Whole, language_model_losses
 from deepwell.lm.model.moe import MLP, Gate, MixtureOfExperts, Routing
 from deepwell.lm.model.products import Linear, RMSNorm, linear
 from deepwell.lm.model.rope import Rope
 from deepwell.lm.model.routes import Routes
+
+Recompute = Literal["none", "attention", "blocks"]
+"""Nothing; up-projections and attention (V3 section 3.2.3; norms are in any case); whole layers."""
 
 
 class Block(nn.Module):
@@ -110,6 +114,10 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.compute_dtype: torch.dtype | None = None
+        """Of activations, where it is another than that of the weights: bf16 over float32 master weights."""
+        self.recompute: Recompute = "none"
+        """What a backward pass computes again in place of having it kept."""
         self.rope = Rope(config)
         # Given its weight, an Embedding does not draw one; drawing on the meta device imports all of torch._dynamo.
         table = torch.empty(config.vocab_size, config.hidden_size, device="meta", dtype=dtype)
@@ -213,14 +221,20 @@ class Transformer(nn.Module):
             starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
             place = place - torch.where(starts, place, 0).cummax(-1).values
         cos, sin = self.rope(place, past + count)
-        return Sight(cos=cos, sin=sin, mask=mask, cache=cache, form=form)
+        recompute = self.recompute == "attention"
+        return Sight(cos=cos, sin=sin, mask=mask, cache=cache, form=form, recompute=recompute)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings of ``tokens`` [B, T], in the dtype of activations: [B, T, hidden]."""
+        embedded: Tensor = self.embed_tokens(tokens)
+        return embedded if self.compute_dtype is None else embedded.to(self.compute_dtype)
 
     def _stream(self, tokens: Tensor, sight: Sight, routes: Routes | None) -> tuple[Tensor, list[Tensor]]:
         """Through all layers and the last norm; also the balance losses of the layers that mix experts."""
-        x = self.embed_tokens(tokens)
+        x = self.embed(tokens)
         balance: list[Tensor] = []
         for block in self.layers:
-            x, routing = self.run(cast(Block, block), x, sight, routes)
+            x, routing = self.run(cast(Block, block), x, sight, routes, again=self.recompute == "blocks")
             if routing is not None and routing.balance is not None:
                 balance.append(routing.balance)
         if sight.cache is not None:
@@ -228,14 +242,20 @@ class Transformer(nn.Module):
         return self.norm(x), balance
 
     @staticmethod
-    def run(block: Block, x: Tensor, sight: Sight, routes: Routes | None) -> tuple[Tensor, Routing | None]:
-        """One layer, its routes followed or recorded."""
-        if routes is None or not isinstance(block.mlp, MixtureOfExperts):
-            out: tuple[Tensor, Routing | None] = block(x, sight)
-            return out
-        x, routing = block(x, sight, routes.given(block.layer, x.shape[0] * x.shape[1]))
-        routes.record(block.layer, routing.experts)
-        return x, routing
+    def run(
+        block: Block, x: Tensor, sight: Sight, routes: Routes | None, *, again: bool = False
+    ) -> tuple[Tensor, Routing | None]:
+        """One layer, its routes followed or recorded; ``again``: computed once more in the backward pass."""
+        follows = routes is not None and isinstance(block.mlp, MixtureOfExperts)
+        given = routes.given(block.layer, x.shape[0] * x.shape[1]) if routes is not None and follows else None
+        out: tuple[Tensor, Routing | None]
+        if again and torch.is_grad_enabled():
+            out = checkpoint(block, x, sight, given, use_reentrant=False)
+        else:
+            out = block(x, sight, given)
+        if routes is not None and follows and out[1] is not None:
+            routes.record(block.layer, out[1].experts)
+        return out
 
     # ---- learning ----
 
@@ -247,6 +267,7 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         routes: Routes | None = None,
         mtp_weight: float = 0.3,
+        whole: Whole | None = None,
     ) -> Losses:
         """Cross-entropy of the next token, of those further on (MTP), and the balance of experts.
 
@@ -256,13 +277,15 @@ class Transformer(nn.Module):
             documents: As for calling the model. No prediction crosses a border.
             routes: As for calling the model; the MTP modules choose for themselves.
             mtp_weight: Lambda of V3 section 2.2: 0.3 for the first two thirds of its pretraining, 0.1 after.
+            whole: The batch that these rows are a part of. Losses are then this part's share of the whole's, so that
+                those of all parts sum to it. By default the rows are the whole.
 
         Returns:
             Losses, whose ``total`` is to be differentiated. It is 0, and differentiable, where every label is masked.
         """
         sight = self.sight(tokens, documents=documents)
         hidden, balance = self._stream(tokens, sight, routes)
-        return language_model_losses(self, tokens, labels, documents, hidden, balance, mtp_weight)
+        return language_model_losses(self, tokens, labels, documents, hidden, balance, mtp_weight, whole)
 
     def expert_loads(self) -> Tensor:
         """Tokens that each expert got in training since the last reset: int64 [layers with experts, E], MTP last."""
@@ -303,7 +326,7 @@ class Transformer(nn.Module):
             )
         module = self.mtp_modules()[depth]
         sight = self.sight(tokens, cache=cache)
-        out, _ = module(hidden, self.embed_tokens(tokens), sight)
+        out, _ = module(hidden, self.embed(tokens), sight)
         return self.head(module.norm(out)), out
 
     def mtp_modules(self) -> list[MTPModule]:

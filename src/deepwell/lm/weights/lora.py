@@ -112,7 +112,7 @@ class LoraLinear(Linear):
         inner = self.scaling * linear(self.dropout(x), self.lora_a)
         each = zip(inner.split(self.rank, dim=-1), self.pieces(), strict=True)
         added = self._placed(((part, linear(low, b)) for low, (part, _, b) in each), -1)
-        return linear(x, self.base_weight, self.bias) + added
+        return self.product(x, self.base_weight, self.bias) + added
 
     def _placed(self, pieces: Iterator[tuple[LoraPart, Tensor]], dim: int) -> Tensor:
         """The pieces at their rows along a dimension, zeros between them."""

@@ -1,0 +1,1 @@
+"""What turns gradients into steps: AdamW with small moments, Muon, schedules of rates and batch sizes."""

@@ -1,0 +1,462 @@
+"""A recipe: everything that a training run does, as one frozen record.
+
+People write recipes as TOML (``reading`` turns a file into a ``Recipe`` and names the line of what is wrong); every
+section below is a table of that file, every field a key. Checks of one section stand in its ``__post_init__``, those
+between sections in ``Recipe.__post_init__``. All of them raise ``RecipeError`` whose message begins with the
+dotted key, such as ``optimizer.lr``: that is how ``reading`` finds the line.
+
+Schedules are lists of ``[from, value]`` pairs whose ``from`` is a share of the run between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deepwell.errors import RecipeError
+
+Kind = Literal["pretrain", "sft"]
+Tune = Literal["full", "lora", "esft"]
+Steps = tuple[tuple[float, float], ...]
+"""``((from, value), ...)``: from this share of the run on, this value. The first pair begins at 0."""
+
+
+def _check(holds: bool, key: str, problem: str, hint: str = "") -> None:
+    if not holds:
+        raise RecipeError(f"{key} {problem}", hint=hint)
+
+
+def _one_of(key: str, value: object, known: tuple[str, ...]) -> None:
+    _check(value in known, key, f"is {value!r}", f"known are {', '.join(known)}")
+
+
+def _check_steps(key: str, steps: Steps) -> None:
+    _check(bool(steps) and steps[0][0] == 0, key, "must begin with a pair [0, value]")
+    begins = [begin for begin, _ in steps]
+    _check(
+        begins == sorted(set(begins)) and begins[-1] < 1,
+        key,
+        "has shares of the run that do not rise from 0 to below 1",
+    )
+
+
+def value_at(steps: Steps, share: float) -> float:
+    """The value of a schedule of pairs at a share of the run."""
+    return [value for begin, value in steps if begin <= share][-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSection:
+    """``[model.lora]``: low-rank adapters; see ``deepwell.lm.weights.lora``."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("all-linear",)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 1, "model.lora.rank", f"is {self.rank}; an adapter has at least 1")
+        _check(0 <= self.dropout < 1, "model.lora.dropout", f"is {self.dropout}; it is at least 0 and below 1")
+        _check(bool(self.targets), "model.lora.targets", "is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EsftSection:
+    """``[model.esft]``: tune only the experts that a task uses (arXiv 2407.01906)."""
+
+    by: Literal["gate", "token"] = "gate"
+    """Rank experts by their average gate score, or by the share of tokens that they get."""
+    share: float = 0.2
+    """Take the best experts of each layer until their scores sum to this share."""
+    sample_tokens: int = 131_072
+    """Of the training data, looked at to rank the experts."""
+    tune_shared: bool = False
+    tune_rest: bool = False
+    """Also attention, norms, embedding and head."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.esft.by", self.by, ("gate", "token"))
+        _check(0 < self.share <= 1, "model.esft.share", f"is {self.share}; it lies above 0 and up to 1")
+        _check(self.sample_tokens > 0, "model.esft.sample_tokens", f"is {self.sample_tokens}; it is above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """``[model]``: what is trained. Exactly one of ``start`` and ``named`` (or a whole ``[model.config]``)."""
+
+    start: str = ""
+    """A model to go on from: a name, a folder or a GGUF file, as ``deepwell.lm.load`` takes."""
+    named: str = ""
+    """A shape with random weights: a name of ``ModelConfig.named``."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``ModelConfig``: over those of ``named``, or all of them."""
+    tune: Tune = "full"
+    lora: LoraSection = LoraSection()
+    esft: EsftSection = EsftSection()
+
+    def __post_init__(self) -> None:
+        _one_of("model.tune", self.tune, ("full", "lora", "esft"))
+        _check(not (self.start and self.named), "model.named", "and model.start exclude each other")
+        _check(
+            bool(self.start or self.named or self.config), "model", "names no network", "set model.named or model.start"
+        )
+        _check(not (self.start and self.config), "model.config", "describes a new network, and model.start an old one")
+        _check(bool(self.start) or self.tune == "full", "model.tune", f"is {self.tune!r}, which needs model.start")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSection:
+    """``[tokenizer]``: of ``model.start`` where that is given; else ``start``, or one trained on the run's own text."""
+
+    start: str = ""
+    """A model's name or a folder with ``tokenizer.json``."""
+    vocab_size: int = 8192
+    """Of a tokenizer to be trained, control tokens included."""
+    sample_mb: float = 64.0
+    """Megabytes of the training text that it is trained on."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.vocab_size >= 300,
+            "tokenizer.vocab_size",
+            f"is {self.vocab_size}; 256 bytes and the control tokens need 300",
+        )
+        _check(self.sample_mb > 0, "tokenizer.sample_mb", f"is {self.sample_mb}; it is above 0")
+
+
+SourceFormat = Literal["auto", "text", "jsonl", "parquet", "huggingface"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSection:
+    """``[[data.sources]]``: files of one kind."""
+
+    path: str = ""
+    """A file, a folder, or a pattern (``docs/**/*.md``), relative to the recipe; or a data set's name."""
+    format: SourceFormat = "auto"
+    text: str = "text"
+    """The field with the text, of JSONL, Parquet and data sets."""
+    messages: str = ""
+    """The field with a conversation: a list of {role, content}. For ``kind = "sft"``."""
+    prompt: str = ""
+    """In place of ``messages``: the field with what the user says; ``answer`` is the field with the reply."""
+    answer: str = ""
+    system: str = ""
+    """A system message, the same for every row."""
+    split: str = "train"
+    """Of a Hugging Face data set."""
+    epochs: float = 1.0
+    """How often its documents come in one pass over the data; 0.5 takes every second one."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path), "data.sources.path", "is missing")
+        _one_of("data.sources.format", self.format, ("auto", "text", "jsonl", "parquet", "huggingface"))
+        _check(bool(self.prompt) == bool(self.answer), "data.sources.answer", "and data.sources.prompt go together")
+        _check(
+            not (self.messages and self.prompt), "data.sources.messages", "and data.sources.prompt exclude each other"
+        )
+        _check(self.epochs > 0, "data.sources.epochs", f"is {self.epochs}; it is above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """``[data]``: what is learned from, and in which rows."""
+
+    sources: tuple[SourceSection, ...] = ()
+    sequence_length: int = 512
+    """Tokens of a row."""
+    pack: bool = True
+    """Fill rows with several documents; else each document is a row of its own, cut or padded."""
+    mask_documents: bool = False
+    """Packed documents do not see each other (V3 packs without for pretraining, with for fine-tuning)."""
+    fim_rate: float = 0.0
+    """Share of documents turned into prefix, suffix, middle (V3 section 4.1: 0.1)."""
+    validation: float = 0.01
+    """Share of documents, chosen by their hash, that are held back."""
+    deduplicate: bool = True
+    """Leave out documents that are equal, or nearly (MinHash, Jaccard 0.8), to an earlier one."""
+    max_documents: int = 0
+    """Read so many documents at most; 0: all."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.sources), "data.sources", "is empty", "add a [[data.sources]] with a path")
+        _check(self.sequence_length >= 8, "data.sequence_length", f"is {self.sequence_length}; it is at least 8")
+        _check(0 <= self.fim_rate <= 1, "data.fim_rate", f"is {self.fim_rate}; it lies between 0 and 1")
+        _check(0 <= self.validation < 1, "data.validation", f"is {self.validation}; it is at least 0 and below 1")
+        _check(self.max_documents >= 0, "data.max_documents", f"is {self.max_documents}; it is at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSection:
+    """``[batch]``: how long the run is and how many rows a step has. One of ``steps``, ``tokens``, ``epochs``."""
+
+    steps: int = 0
+    tokens: int = 0
+    epochs: float = 0.0
+    sequences: int = 8
+    """Rows of a step, over all processes."""
+    micro_sequences: int = 0
+    """Rows computed at once in one process; the gradients of a step's micro-batches add up. 0: all at once."""
+    ramp: Steps = ()
+    """Sizes of smaller steps at the beginning, as pairs [share, sequences] (V3: 3072 rising to 15360)."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name)]
+        _check(
+            len(given) == 1,
+            "batch",
+            f"needs exactly one of steps, tokens and epochs, and has {', '.join(given) or 'none'}",
+        )
+        _check(min(self.steps, self.tokens, self.epochs) >= 0, f"batch.{given[0]}", "is negative")
+        _check(self.sequences >= 1, "batch.sequences", f"is {self.sequences}; it is at least 1")
+        _check(self.micro_sequences >= 0, "batch.micro_sequences", f"is {self.micro_sequences}; it is at least 0")
+        if self.ramp:
+            _check_steps("batch.ramp", self.ramp)
+            _check(all(value >= 1 for _, value in self.ramp), "batch.ramp", "has steps without rows")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSection:
+    """``[optimizer]``: AdamW as in V3 section 4.2, or Muon for matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 2.2e-4
+    """The highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Of matrices alone: never of norms, biases, the embedding or the router's bias."""
+    clip: float = 1.0
+    """Largest norm of all gradients together; 0: no clipping."""
+    moments: Literal["bf16", "f32"] = "bf16"
+    muon_lr: float = 2e-3
+    muon_momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.name", self.name, ("adamw", "muon"))
+        _one_of("optimizer.moments", self.moments, ("bf16", "f32"))
+        for name in ("lr", "eps", "muon_lr"):
+            _check(getattr(self, name) > 0, f"optimizer.{name}", f"is {getattr(self, name)}; it is above 0")
+        for beta in (*self.betas, self.muon_momentum):
+            _check(0 <= beta < 1, "optimizer.betas", f"has {beta}; it is at least 0 and below 1")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay", f"is {self.weight_decay}; it is at least 0")
+        _check(self.clip >= 0, "optimizer.clip", f"is {self.clip}; it is at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSection:
+    """``[schedule]``: the learning rate as a factor of ``optimizer.lr`` over the run."""
+
+    kind: Literal["constant", "cosine", "linear", "steps"] = "cosine"
+    warmup: float = 0.01
+    """Steps of linear warm-up: below 1 a share of the run, else a number of steps."""
+    hold: float = 0.0
+    """Share of the run at the full rate before the decay begins (V3: 10T of 14.8T tokens)."""
+    until: float = 1.0
+    """Share of the run at which the decay ends; ``final`` holds from there, then ``steps``."""
+    final: float = 0.1
+    """Factor at the end of the decay."""
+    steps: Steps = ()
+    """Factors from shares of the run on: all of the schedule for ``kind = "steps"``, else what follows the decay."""
+
+    def __post_init__(self) -> None:
+        _one_of("schedule.kind", self.kind, ("constant", "cosine", "linear", "steps"))
+        _check(self.warmup >= 0, "schedule.warmup", f"is {self.warmup}; it is at least 0")
+        _check(
+            0 <= self.hold <= self.until <= 1,
+            "schedule.hold",
+            f"({self.hold}) and until ({self.until}) must rise within 0 to 1",
+        )
+        _check(0 <= self.final <= 1, "schedule.final", f"is {self.final}; it lies between 0 and 1")
+        _check(self.kind != "steps" or bool(self.steps), "schedule.steps", "is empty")
+        if self.kind == "steps":
+            _check_steps("schedule.steps", self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceSection:
+    """``[balance]``: how load is spread over experts without a loss that fights the main one (V3 section 2.1.2)."""
+
+    speed: Steps = ((0.0, 0.001), (0.97, 0.0))
+    """How much the bias of an expert moves after a step (V3: 0.001, then 0 for the last 500B of 14.8T tokens)."""
+    alpha: float = 1e-4
+    """Weight of the sequence-wise balance loss; replaces the config's ``aux_loss_alpha``."""
+
+    def __post_init__(self) -> None:
+        _check_steps("balance.speed", self.speed)
+        _check(self.alpha >= 0, "balance.alpha", f"is {self.alpha}; it is at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionSection:
+    """``[precision]``: in what numbers the network computes. Master weights and gradients are float32 in any case."""
+
+    compute: Literal["bf16", "f32", "fp8"] = "bf16"
+    """Of activations and products; fp8: bf16 with block-scaled FP8 products (V3 section 3.3)."""
+    scaling: Literal["block", "tensor"] = "block"
+    """FP8 scales for tiles of 1 x 128 and blocks of 128 x 128, or one for each tensor (for comparison)."""
+    scales: Literal["float32", "power-of-two"] = "float32"
+    keep: Literal["fp8", "bf16"] = "fp8"
+    """What FP8 products keep of their inputs for the backward pass."""
+
+    def __post_init__(self) -> None:
+        _one_of("precision.compute", self.compute, ("bf16", "f32", "fp8"))
+        _one_of("precision.scaling", self.scaling, ("block", "tensor"))
+        _one_of("precision.scales", self.scales, ("float32", "power-of-two"))
+        _one_of("precision.keep", self.keep, ("fp8", "bf16"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySection:
+    """``[memory]``: what is computed again in the backward pass in place of being kept."""
+
+    recompute: Literal["none", "attention", "blocks"] = "none"
+    """``attention``: up-projections and attention of each layer (V3 section 3.2.3); ``blocks``: whole layers."""
+
+    def __post_init__(self) -> None:
+        _one_of("memory.recompute", self.recompute, ("none", "attention", "blocks"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSection:
+    """``[guard]``: what happens when a loss or a gradient is not finite."""
+
+    patience: int = 3
+    """A step whose loss is not finite is skipped; so many in a row, and the run goes back to its last checkpoint."""
+    rollbacks: int = 2
+    """So often at most; the next time the run ends with an error."""
+
+    def __post_init__(self) -> None:
+        _check(self.patience >= 1, "guard.patience", f"is {self.patience}; it is at least 1")
+        _check(self.rollbacks >= 0, "guard.rollbacks", f"is {self.rollbacks}; it is at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSection:
+    """``[checkpoint]``: when the state of the run is saved, and the model that it ends with."""
+
+    every: int = 200
+    """Steps between checkpoints; 0: only at the end. One is also written on Ctrl-C and SIGTERM."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+    precision: Literal["bf16", "f32", "fp8"] = "bf16"
+    """Of the model that is written at the end."""
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, "checkpoint.every", f"is {self.every}; it is at least 0")
+        _check(self.keep >= 1, "checkpoint.keep", f"is {self.keep}; it is at least 1")
+        _one_of("checkpoint.precision", self.precision, ("bf16", "f32", "fp8"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSection:
+    """``[log]``: what one sees."""
+
+    validate_every: int = 200
+    """Steps between looks at what was held back; 0: only at the end."""
+    validate_rows: int = 64
+    """Rows of what was held back that are looked at."""
+    sample_every: int = 0
+    """Steps between samples; 0: only at the end."""
+    prompts: tuple[str, ...] = ()
+    """What samples begin with; empty: the beginning of a text."""
+    sample_tokens: int = 64
+    tensorboard: bool = True
+    price_per_hour: float = 0.0
+    """Of this machine, for the report; in whatever currency."""
+    peak_tflops: float = 0.0
+    """What this machine can do at the most, for the share that is reached; 0: a large product is timed at the start."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "validate_every",
+            "validate_rows",
+            "sample_every",
+            "sample_tokens",
+            "price_per_hour",
+            "peak_tflops",
+        ):
+            _check(getattr(self, name) >= 0, f"log.{name}", f"is {getattr(self, name)}; it is at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelSection:
+    """``[parallel]``: under torchrun, how processes share the work."""
+
+    data: Literal["shard", "copy"] = "shard"
+    """Weights, gradients and moments in pieces over the processes (FSDP2), or whole in each."""
+    experts: int = 1
+    """Processes over which the experts of a layer are spread; divides the number of processes."""
+
+    def __post_init__(self) -> None:
+        _one_of("parallel.data", self.data, ("shard", "copy"))
+        _check(self.experts >= 1, "parallel.experts", f"is {self.experts}; it is at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtpSection:
+    """``[mtp]``: multi-token prediction (V3 section 2.2). Its depth is the config's ``num_nextn_predict_layers``."""
+
+    weight: Steps = ((0.0, 0.3), (0.67, 0.1))
+    """Lambda over the run (V3: 0.3 for 10T tokens, 0.1 for the other 4.8T)."""
+
+    def __post_init__(self) -> None:
+        _check_steps("mtp.weight", self.weight)
+        _check(all(value >= 0 for _, value in self.weight), "mtp.weight", "is negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole training run. See the module for how it is written and checked."""
+
+    kind: Kind = "pretrain"
+    about: str = ""
+    """A line for ``deepwell train --list``."""
+    seed: int = 0
+    threads: int = 0
+    """Of one process on a CPU; 0: what torch takes."""
+    model: ModelSection
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection
+    batch: BatchSection
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    balance: BalanceSection = BalanceSection()
+    mtp: MtpSection = MtpSection()
+    precision: PrecisionSection = PrecisionSection()
+    memory: MemorySection = MemorySection()
+    guard: GuardSection = GuardSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    parallel: ParallelSection = ParallelSection()
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, ("pretrain", "sft"))
+        _check(self.threads >= 0, "threads", f"is {self.threads}; it is at least 0")
+        talks = [bool(source.messages or source.prompt) for source in self.data.sources]
+        if self.kind == "sft":
+            _check(
+                all(talks),
+                "data.sources.messages",
+                "is missing",
+                "fine-tuning on chats needs messages, or prompt and answer",
+            )
+            _check(self.data.fim_rate == 0, "data.fim_rate", "is for pretraining: a chat is not filled in")
+        else:
+            _check(
+                not any(talks),
+                "data.sources.messages",
+                'is for kind = "sft"',
+                'set kind = "sft", or name the field of the text',
+            )
+        micro = self.batch.micro_sequences
+        _check(
+            micro <= self.batch.sequences,
+            "batch.micro_sequences",
+            f"is {micro}, and a step has {self.batch.sequences} rows",
+        )
+
+    def replace(self, **sections: Any) -> Recipe:
+        """A copy with some sections changed, checked again."""
+        return dataclasses.replace(self, **sections)
