@@ -38,7 +38,9 @@ class Pages:
 
 def _piece(size: int) -> Tensor:
     """At least ``size`` bytes that begin at a large page."""
-    whole = mmap.mmap(-1, -(-size // _LARGE_PAGE) * _LARGE_PAGE + _LARGE_PAGE)
+    # Private: mapped shared, as is the default, a forked child would compute in its parent's rows.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    whole = mmap.mmap(-1, -(-size // _LARGE_PAGE) * _LARGE_PAGE + _LARGE_PAGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         whole.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(whole, dtype=torch.uint8)
