@@ -85,18 +85,20 @@ def test_a_run_that_goes_on_takes_back_the_steps_that_are_done_again(tmp_path: P
     assert (restart.step, restart.session_log.status) == (31, 1)  # SessionLog.START, after which older steps are purged
 
 
-def test_without_the_package_the_run_goes_on_and_one_line_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    notes: list[str] = []
-    watch = TensorBoard(tmp_path / "tb", on_note=notes.append)
-    for record in made_up.run(steps=3):
+def test_a_rollback_takes_back_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    records = list(itertools.islice(made_up.run(look_every=0), 6))
+    watch = TensorBoard(tmp_path)
+    for record in [*records, *records[4:]]:
         watch(record)
     watch.close()
-    assert len(notes) == 1
-    assert "deepwell[train]" in notes[0]
-    assert not (tmp_path / "tb").exists()
+    (restart,) = [event for event in events(tmp_path) if event.WhichOneof("what") == "session_log"]
+    assert restart.step == 4
+    assert len(list(tmp_path.glob("events.*"))) == 2
+
+
+def test_without_the_package_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(MissingExtraError, match="tensorboardX") as caught:
-        TensorBoard(tmp_path / "tb")(next(made_up.run()))
+        TensorBoard(tmp_path / "tb")
     assert "deepwell[train]" in caught.value.hint
+    assert not (tmp_path / "tb").exists()

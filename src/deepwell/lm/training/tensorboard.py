@@ -1,14 +1,13 @@
 """TensorBoard event files, for those who compare runs there: ``tensorboard --logdir runs``.
 
-Written by tensorboardX, which needs no TensorFlow and is imported at the first record only. Where it is not installed
-the run goes on without, and one line says how to get it: nothing else depends on these files, for the journal holds
-every figure.
+Written by tensorboardX, which needs no TensorFlow and is imported only when a ``TensorBoard`` is made. Where it is not
+installed a run can go on without: nothing depends on these files, for the journal holds every figure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,48 @@ class TensorBoard:
     """A watcher that writes scalars, samples and notes as event files.
 
     Scalars are ``loss/...``, ``optim/...``, ``speed/...``, ``experts/...`` (the busiest over the mean, for each layer)
-    and ``validation/...``. A run that goes on writes a further file and tells TensorBoard to forget the steps that are
-    done again.
+    and ``validation/...``. Where a run goes on after a stop, or goes back to a checkpoint, a further file begins that
+    tells readers to forget the steps that are done again.
 
     Args:
         folder: Where event files go; made at the first record.
-        on_note: Gets a line if tensorboardX is not installed. Without it that is a ``MissingExtraError``.
+
+    Raises:
+        MissingExtraError: tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path, *, on_note: Callable[[str], None] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError(
+                "TensorBoard files need tensorboardX",
+                hint="run: pip install 'deepwell[train]', or set log.tensorboard = false",
+            ) from error
         self._folder = folder
-        self._on_note = on_note
+        self._make: Any = SummaryWriter
         self._writer: Any = None
-        self._missing = False
+        self._latest = 0
+        self._files = 0
 
     def __call__(self, record: Record) -> None:
-        """Write what a record tells.
-
-        Raises:
-            MissingExtraError: tensorboardX is not installed, and there is no ``on_note``.
-        """
-        if self._writer is None:
-            if self._missing or isinstance(record, Ended):
-                return
-            self._open(record.step)
-        if self._writer is None:
+        """Write what a record tells."""
+        if isinstance(record, Ended):
+            self.close()
             return
+        if isinstance(record, Stepped):
+            if record.step <= self._latest:
+                self.close()
+            self._latest = record.step
+        if self._writer is None:
+            first = record.step + 1 if isinstance(record, Started) else record.step
+            self._files += 1  # two files begun within one second would have one name, and the second replace the first
+            self._writer = self._make(
+                str(self._folder),
+                purge_step=first if first > 1 else None,
+                flush_secs=10,
+                filename_suffix=f".{os.getpid()}.{self._files}",
+            )
         match record:
             case Started():
                 facts = "".join(f"    {key}: {value}\n" for key, value in record.recipe.items())
@@ -62,30 +77,12 @@ class TensorBoard:
                 self._writer.add_text("samples", text, record.step)
             case Noted():
                 self._writer.add_text("notes", record.message, record.step)
-            case Ended():
-                self.close()
 
     def close(self) -> None:
         """Write what is still in memory and close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def _open(self, step: int) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            missing = MissingExtraError(
-                "TensorBoard files need tensorboardX",
-                hint="run: pip install 'deepwell[train]', or set log.tensorboard = false",
-            )
-            if self._on_note is None:
-                raise missing from error
-            self._missing = True
-            self._on_note(f"{missing.message}, and there will be none; {missing.hint}")
-            return
-        # purge_step makes readers drop what an earlier sitting wrote from that step on.
-        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None, flush_secs=10)
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if math.isfinite(value):  # a gap in the curve shows it better than a warning of tensorboardX at each step
