@@ -22,4 +22,10 @@ def build(name: str, *flags: str) -> Extension:
     )
 
 
-setup(ext_modules=[build("avx2", "-mavx2", "-mfma", "-mf16c"), build("generic")])
+tiles = Extension(
+    "deepwell.lm.precision.native._tiles",
+    ["src/deepwell/lm/precision/native/tiles.c"],
+    extra_compile_args=FLAGS,
+    optional=True,
+)
+setup(ext_modules=[build("avx2", "-mavx2", "-mfma", "-mf16c"), build("generic"), tiles])
