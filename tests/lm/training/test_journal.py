@@ -9,7 +9,7 @@ import pytest
 
 from deepwell.errors import TrainingError
 from deepwell.lm.training import journal
-from deepwell.lm.training.journal import Journal, comparable, read, timeline
+from deepwell.lm.training.journal import Journal, comparable, latest, read, timeline
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
 
 STARTED = Started(
@@ -159,3 +159,23 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot be written"):
         Journal(tmp_path / "file" / "j")(stepped(1))
+
+
+def test_a_journal_tells_what_it_holds(tmp_path: Path) -> None:
+    told = Journal(tmp_path / "j")
+    assert told.records() == []
+    told(stepped(1))
+    assert told.records() == [stepped(1)]
+    told.close()
+
+
+def test_the_last_of_each_kind_is_found_without_reading_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    write(path, STARTED, stepped(1), Noted(step=1, message="m"), stepped(2), stepped(3)).close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = b'{"record": "stepped", "not": "read"}\n'
+    path.write_bytes(b"".join(lines)[:-4])
+    assert latest(path) == {Started: STARTED, Noted: Noted(step=1, message="m"), Stepped: stepped(2)}
+    path.write_bytes(b'{"record": "stepped", "step": 1}\n')
+    with pytest.raises(TrainingError, match="line 1"):
+        latest(path)

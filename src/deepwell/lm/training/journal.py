@@ -27,7 +27,7 @@ from typing import IO, Any
 from deepwell.errors import TrainingError
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
 
-__all__ = ["CLOCK", "Journal", "comparable", "read", "timeline"]
+__all__ = ["CLOCK", "Journal", "comparable", "latest", "read", "timeline"]
 
 CLOCK = ("seconds", "tokens_per_second", "share_of_peak", "memory_mb", "peak_flops")
 """Fields that say how fast the machine was: they differ between two runs that compute the same bits."""
@@ -82,6 +82,10 @@ class Journal:
             os.fsync(file.fileno())
         scratch.replace(self.path)
 
+    def records(self) -> list[Record]:
+        """All that was written so far; see ``read``. Empty where there is no file yet."""
+        return read(self.path) if self.path.exists() else []
+
     def close(self) -> None:
         """Close the file; a further record opens it again."""
         if self._file is not None:
@@ -104,15 +108,26 @@ def read(path: Path) -> list[Record]:
     Raises:
         TrainingError: A whole line is not a record: the file was changed by something else.
     """
-    found = []
-    for number, line in enumerate(_whole_lines(path.read_bytes()).splitlines(), 1):
-        try:
-            record = _from_line(line)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise TrainingError(f"{path} line {number} is not a record of a run: {error}") from error
-        if record is not None:
-            found.append(record)
-    return found
+    lines = _whole_lines(path.read_bytes()).splitlines()
+    found = (_checked(line, path, number) for number, line in enumerate(lines, 1))
+    return [record for record in found if record is not None]
+
+
+def latest(path: Path) -> dict[type[Record], Record]:
+    """The last record of each kind, with only those lines read: a long run's journal is many megabytes.
+
+    Raises:
+        TrainingError: As of ``read``.
+    """
+    marks = {b'{"record": "%s"' % name.encode(): kind for name, kind in _KINDS.items()}
+    last: dict[type[Record], tuple[bytes, int]] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            kind = marks.get(line.partition(b",")[0])
+            if kind is not None and line.endswith(b"\n"):
+                last[kind] = (line, number)
+    found = {kind: _checked(line, path, number) for kind, (line, number) in last.items()}
+    return {kind: record for kind, record in found.items() if record is not None}
 
 
 def timeline(records: Iterable[Record]) -> list[Record]:
@@ -159,6 +174,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     return value
+
+
+def _checked(line: bytes, path: Path, number: int) -> Record | None:
+    try:
+        return _from_line(line)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise TrainingError(f"{path} line {number} is not a record of a run: {error}") from error
 
 
 def _from_line(line: bytes) -> Record | None:
