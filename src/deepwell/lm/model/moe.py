@@ -202,8 +202,13 @@ class Experts(nn.Module):
 
     def _run(self, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
         """Sorted rows through their experts, weighted where they are narrowest: before the last product."""
-        gate, up = self.product(rows, self.gate_up_proj, offsets).chunk(2, dim=-1)
-        return self.product(self.activation(gate, up) * weights[:, None].to(rows.dtype), self.down_proj, offsets)
+        gate_up, down = self.matrices()
+        gate, up = self.product(rows, gate_up, offsets).chunk(2, dim=-1)
+        return self.product(self.activation(gate, up) * weights[:, None].to(rows.dtype), down, offsets)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """The matrices that are here: of all experts, or of those of this process (``deepwell.lm.parallel``)."""
+        return self.gate_up_proj, self.down_proj
 
 
 class _Dispatch(torch.autograd.Function):
