@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from deepwell.errors import UsageError
 from deepwell.lm.model.products import linear_cross_entropy
 
 if TYPE_CHECKING:
+    from deepwell.lm.model.moe import Routing
     from deepwell.lm.model.transformer import Transformer
 
 IGNORED = -100
@@ -49,7 +51,7 @@ class Whole:
     @classmethod
     def of(cls, labels: Tensor, documents: Tensor | None = None, *, depth: int = 0) -> Whole:
         """Count a batch, or a part of one: ``labels`` and ``documents`` [B, T] as ``Transformer.loss`` takes them."""
-        counts = (int(_wanted(labels, documents, ahead).sum()) for ahead in range(1, depth + 2))
+        counts = (int(wanted_places(labels, documents, ahead).sum()) for ahead in range(1, depth + 2))
         return cls(tuple(counts), labels.shape[0])
 
     def __add__(self, other: Whole) -> Whole:
@@ -78,7 +80,28 @@ def language_model_losses(
     if labels.shape != tokens.shape:
         raise UsageError(f"labels have the shape {tuple(labels.shape)} and tokens {tuple(tokens.shape)}")
     main, count = _mean_loss(model, hidden, labels, documents, ahead=1, whole=whole)
-    stream, ahead = hidden, []
+    ahead = []
+    for depth, (states, routing) in enumerate(further_states(model, tokens, documents, hidden), start=1):
+        if routing is not None and routing.balance is not None:
+            balance.append(routing.balance)
+        ahead.append(_mean_loss(model, states, labels, documents, ahead=depth + 1, whole=whole)[0])
+    total_balance = torch.stack(balance).sum() if balance else main.new_zeros(())
+    if whole is not None:
+        total_balance = total_balance * (tokens.shape[0] / whole.sequences)
+    total = main + total_balance
+    if ahead:
+        total = total + mtp_weight / len(model.mtp) * torch.stack(ahead).sum()
+    return Losses(total=total, main=main, mtp=tuple(ahead), balance=total_balance, tokens=count)
+
+
+def further_states(
+    model: Transformer, tokens: Tensor, documents: Tensor | None, hidden: Tensor
+) -> Iterator[tuple[Tensor, Routing | None]]:
+    """Run the MTP modules one after the other: the normed states [B, T - depth, h] of each, and where its tokens went.
+
+    Arguments as for ``language_model_losses``. Rows too short for a module's predictions end it.
+    """
+    stream = hidden
     for depth, module in enumerate(model.mtp_modules(), start=1):
         if tokens.shape[1] <= depth + 1:
             break
@@ -91,16 +114,7 @@ def language_model_losses(
             stream, routing = checkpoint(module, stream, after, sight, use_reentrant=False)
         else:
             stream, routing = module(stream, after, sight)
-        if routing is not None and routing.balance is not None:
-            balance.append(routing.balance)
-        ahead.append(_mean_loss(model, module.norm(stream), labels, documents, ahead=depth + 1, whole=whole)[0])
-    total_balance = torch.stack(balance).sum() if balance else main.new_zeros(())
-    if whole is not None:
-        total_balance = total_balance * (tokens.shape[0] / whole.sequences)
-    total = main + total_balance
-    if ahead:
-        total = total + mtp_weight / len(model.mtp) * torch.stack(ahead).sum()
-    return Losses(total=total, main=main, mtp=tuple(ahead), balance=total_balance, tokens=count)
+        yield module.norm(stream), routing
 
 
 def _mean_loss(
@@ -114,13 +128,13 @@ def _mean_loss(
 ) -> tuple[Tensor, int]:
     """Mean cross-entropy of the token ``ahead`` places on, over the whole batch, and this part's count."""
     reach = labels.shape[1] - ahead
-    wanted = _wanted(labels, documents, ahead)
+    wanted = wanted_places(labels, documents, ahead)
     count = int(wanted.sum())
     total = linear_cross_entropy(hidden[:, :reach][wanted], model.head_weight, labels[:, ahead:][wanted])
     return total / max(count if whole is None else whole.predictions[ahead - 1], 1), count
 
 
-def _wanted(labels: Tensor, documents: Tensor | None, ahead: int) -> Tensor:
+def wanted_places(labels: Tensor, documents: Tensor | None, ahead: int) -> Tensor:
     """Which places predict the token ``ahead`` of them, in their own document and row: [B, T - ahead] bool."""
     wanted = labels[:, ahead:] != IGNORED
     if documents is not None:
