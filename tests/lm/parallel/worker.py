@@ -18,7 +18,7 @@ from deepwell.lm.model.config import DynamicGating, ModelConfig
 from deepwell.lm.model.loss import Whole
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.parallel.experts import ParallelExperts
-from deepwell.lm.parallel.sharding import distribute, last, sync_gradients
+from deepwell.lm.parallel.sharding import distribute, last_part, sync_gradients
 from deepwell.lm.parallel.world import World
 
 CONFIG = ModelConfig.named("debug-moe").replace(
@@ -99,7 +99,7 @@ def compare(
         for part in range(micro):
             rows = slice(first + part * each, first + (part + 1) * each)
             losses = model.loss(tokens[rows], labels[rows], documents=documents[rows], whole=whole)
-            last(model, part == micro - 1)
+            last_part(model, is_last=part == micro - 1)
             losses.total.backward()
             sums += torch.stack([losses.total, losses.main, losses.balance, *losses.mtp]).detach()
         sync_gradients(model, world)

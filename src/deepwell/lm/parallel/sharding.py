@@ -38,7 +38,7 @@ def distribute(model: Transformer, world: World) -> None:
     """Spread a network over the processes of ``world``, in place; every process passes the same weights.
 
     Weights become DTensors of their full shape where they are spread. Afterwards call the model, ``loss``, ``hidden``
-    and ``draft`` as before, in all processes together; ``last`` before each backward pass, ``sync_gradients`` after the
+    and ``draft`` as before, in all processes together; ``last_part`` before each backward pass, ``sync_gradients`` after the
     last one of a step. The model may be on "meta", and be filled later. A world of one changes nothing.
 
     Raises:
@@ -58,7 +58,7 @@ def distribute(model: Transformer, world: World) -> None:
         shard(model, world)
 
 
-def last(model: Transformer, is_last: bool) -> None:
+def last_part(model: Transformer, *, is_last: bool) -> None:
     """Before the backward pass of a micro-batch: whether it is the step's last, whose gradients are to be summed.
 
     Gradients of the others add up in the process: nothing is sent, and where weights are sharded their gradients are
