@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from deepwell.lm.weights.tokenizer_folder import read_folder, write_folder
 from deepwell.lm.weights.tokenizer_parts import END_OF_TURN, TokenizerParts
 
 if TYPE_CHECKING:
-    from deepwell.lm.weights.chat import ChatTemplate
+    from deepwell.lm.weights.chat import ChatTemplate, Rendered
 
 MAX_VOCABULARY = 10_000_000
 """A higher id is damage; the largest vocabularies of the field have a quarter of a million tokens."""
@@ -247,9 +249,28 @@ class Tokenizer:
             ModelFileError: The template is broken, or does not come to an end.
         """
         rendered = self.template.render(messages, thinking=thinking, tools=tools, continue_last=continue_last)
-        text = _sound(rendered.unmark(self._controls.write_aliases(rendered.marked)))
-        ids: list[int] = self._rust.encode(text).ids
+        (ids,) = self.encode_pieces([rendered])
         return ids
+
+    def encode_pieces(self, pieces: Sequence[Rendered]) -> list[list[int]]:
+        """The ids of each piece of one rendered chat, as training on answers alone needs them.
+
+        A byte-level vocabulary gets each piece by itself, as in a chat, where the prompt is encoded before there is an
+        answer. Others put a space before a text, so the whole is encoded and a token belongs to the piece it begins in.
+        """
+        texts = [_sound(piece.unmark(self._controls.write_aliases(piece.marked))) for piece in pieces]
+        if self._spelling.byte_level or len(texts) == 1:
+            return [self._rust.encode(text).ids for text in texts]
+        whole = self._rust.encode("".join(texts))
+        ends = list(accumulate(map(len, texts)))
+        ids: list[list[int]] = [[] for _ in texts]
+        for number, (begin, _) in zip(whole.ids, whole.offsets, strict=True):
+            ids[min(bisect_right(ends, begin), len(ends) - 1)].append(number)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts at once, over all cores: of each what ``encode`` with ``bos=False`` gives."""
+        return [one.ids for one in self._rust.encode_batch_fast([_sound(text) for text in texts])]
 
     # ---- inside ----
 
