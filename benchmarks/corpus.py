@@ -11,8 +11,8 @@ Two kinds of text go in:
 
 Of every document only prose is kept: paragraphs without mark-up, that are mostly letters. Tables, listings and
 synopses are left out, since a small network that must learn English from a few million tokens should not spend them on
-hex dumps. A paragraph is one line and paragraphs are parted by an empty one, whatever the source. Long documents are cut
-between paragraphs, so that what a run holds back (a share of the documents) is spread over all of the text.
+hex dumps. A paragraph is one line and paragraphs are parted by an empty one, whatever the source. Long documents are
+cut between paragraphs, so that what a run holds back (a share of the documents) is spread over all of the text.
 
 Prints, for each source, documents and megabytes. A second call replaces the folder.
 """
