@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from deepwell.lm.model.config import DynamicGating, ModelConfig
 from deepwell.lm.model.loss import Whole
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.parallel.experts import ParallelExperts
-from deepwell.lm.parallel.sharding import distribute, last_part, sync_gradients
+from deepwell.lm.parallel.sharding import distribute, last_part, sync_gradients, whole_copy
 from deepwell.lm.parallel.world import World
+from deepwell.lm.training.evaluating import evaluating, validate
+from deepwell.lm.training.optimizers import build
+from deepwell.lm.training.recipe import OptimizerSection
 
 CONFIG = ModelConfig.named("debug-moe").replace(
     vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, q_lora_rank=16,
@@ -128,19 +132,40 @@ def compare(
         for key, parameter in alone.named_parameters():
             near(f"{name}, step {step}, {key}", full(theirs[key]).detach(), parameter.detach())
 
-    alone.eval()
-    model.eval()
-    tokens, _, _ = batch(0)
-    with torch.no_grad():
-        first, count = world.share(ROWS)
-        mine = slice(first, first + count)
-        near(f"{name}, logits", model(tokens[mine]), alone(tokens[mine]))
-        hidden = model.hidden(tokens[mine])
-        near(f"{name}, hidden", hidden, alone.hidden(tokens[mine]))
-        drafted = model.draft(hidden, tokens[mine])[0]
-        near(f"{name}, draft", drafted, alone.draft(alone.hidden(tokens[mine]), tokens[mine])[0])
-    same(f"{name}, names after looking", [k for k, _ in model.named_parameters()], list(theirs))
+    tokens, labels, documents = batch(0)
+    first, count = world.share(ROWS)
+    mine = tokens[first : first + count]
+    with torch.no_grad(), evaluating(alone), evaluating(model):
+        near(f"{name}, logits", model(mine), alone(mine))
+        hidden, expected_hidden = model.hidden(mine), alone.hidden(mine)
+        near(f"{name}, hidden", hidden, expected_hidden)
+        near(f"{name}, draft", model.draft(hidden, mine)[0], alone.draft(expected_hidden, mine)[0])
+    found, wanted = (validate(each, Held(), count=ROWS, micro=ROWS) for each in (model, alone))
+    near(f"{name}, validation", found.loss, wanted.loss)
+    near(f"{name}, validation of MTP", torch.tensor(found.mtp_losses), torch.tensor(wanted.mtp_losses))
     same(f"{name}, weights after looking", all(p is theirs[k] for k, p in model.named_parameters()), True)
+
+    whole = whole_copy(model, world)
+    same(f"{name}, who has the whole", whole is not None, world.is_main)
+    if whole is not None:
+        mine_too = dict(whole.named_parameters())
+        for key, parameter in alone.named_parameters():
+            near(f"{name}, whole {key}", mine_too[key].detach(), parameter.detach())
+            same(f"{name}, whole {key} learns", mine_too[key].requires_grad, parameter.requires_grad)
+        near(f"{name}, the whole's logits", whole.eval()(tokens).detach(), alone.eval()(tokens).detach())
+        same(f"{name}, the whole's class", type(whole), Transformer)
+
+
+class Held:
+    """Rows as validation reads them."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def batch(self, first: int, count: int) -> SimpleNamespace:
+        tokens, labels, documents = batch(0)
+        rows = slice(first, first + count)
+        return SimpleNamespace(tokens=tokens[rows], labels=labels[rows], documents=documents[rows], bytes=100)
 
 
 @contextmanager
@@ -196,6 +221,33 @@ def special(world: World) -> None:
             compare(f"attention again, {where}", there, prepare=recompute("attention"))
             compare(f"frozen, {where}", there, prepare=freeze, micro=2)
             compare(f"dynamic gating, {where}", there, CONFIG.replace(dynamic_gating=gating))
+
+
+def optimizers(world: World) -> None:
+    """Deepwell's own optimizers move spread weights as they move whole ones, and measure the same norm."""
+    for name in ("adamw", "muon"):
+        section = OptimizerSection(name=name, lr=1e-2, muon_lr=1e-2, moments="f32", clip=0.5, eps=1e-3)
+        for experts, data in ((1, "shard"), (min(world.size, 2), "shard"), (world.size, "copy")):
+            with grid(world, experts, data) as there:
+                where = f"{name}, {data}, experts over {experts}"
+                alone, model = network(CONFIG), network(CONFIG)
+                distribute(model, there)
+                ours, theirs = build(alone, section), build(model, section)
+                for step in range(STEPS):
+                    tokens, labels, documents = batch(step)
+                    whole = Whole.of(labels, documents, depth=1)
+                    first, count = there.share(ROWS)
+                    mine = slice(first, first + count)
+                    alone.loss(tokens, labels, documents=documents).total.backward()
+                    model.loss(tokens[mine], labels[mine], documents=documents[mine], whole=whole).total.backward()
+                    sync_gradients(model, there)
+                    near(f"{where}, step {step}, norm", theirs.clip(0.5), ours.clip(0.5))
+                    for optimizer in (ours, theirs):
+                        optimizer.step(1.0)
+                        optimizer.zero_grad()
+                spread = dict(model.named_parameters())
+                for key, parameter in alone.named_parameters():
+                    near(f"{where}, {key}", full(spread[key]).detach(), parameter.detach(), 1e-4)
 
 
 def hooks(world: World) -> None:
@@ -255,6 +307,7 @@ CASES: dict[str, Callable[[World], None]] = {
     "grid": lambda world: steps(world, 2, "shard"),
     "copied-grid": lambda world: steps(world, 2, "copy"),
     "hooks": hooks,
+    "optimizers": optimizers,
     "special": special,
     "unmade": unmade,
     "losing": losing,

@@ -5,11 +5,9 @@ A module of its own because importing FSDP takes more than a second, which a sin
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
 def shard(model: Transformer, world: World) -> None:
     """Leave 1/n of every weight in each process. Experts that are spread stay so; those that several processes hold are
     split among these once more.
+
+    The root's weights and those of the MTP modules stay gathered until a backward pass lets them go; after a pass
+    without one, ``reshard`` does. Who asks for parameters before that gets the gathered copies, not the optimizer's.
     """
     for cls in (Losses, Routing):
         # FSDP looks for tensors in what a module returns, to learn when its backward pass begins.
@@ -49,54 +50,14 @@ def shard(model: Transformer, world: World) -> None:
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to sum
         part.set_reduce_scatter_unused_params(True)
-    _Doors(model)
+    for method in ("loss", "hidden", "draft"):  # ways in besides a call; each gathers the root's weights
+        register_fsdp_forward_method(model, method)
 
 
 def _within_experts(world: World) -> Callable[[nn.Parameter], Shard | None]:
     """Split matrices by rows where that goes evenly: shards of shards of one dimension are slow to put together."""
     size = world.size // world.experts
     return lambda parameter: Shard(1) if parameter.shape[1] % size == 0 else None
-
-
-class _Doors:
-    """The ways into a sharded network besides calling it, and what happens on the way out.
-
-    The outermost method gathers the root's weights; those that it calls find them gathered. After a pass without
-    gradients no backward pass would let them go again: whoever then asks the model for its parameters would get the
-    gathered copies, not those that the optimizer moves.
-    """
-
-    def __init__(self, model: Transformer) -> None:
-        self._inside = False
-        self._model = model
-        model.register_forward_pre_hook(self._enter)
-        model.register_forward_hook(self._leave, always_call=True)
-        for name in ("loss", "hidden", "draft"):
-            plain = getattr(model, name)
-            register_fsdp_forward_method(model, name)
-            setattr(model, name, self._door(plain, getattr(model, name)))
-
-    def _door(self, plain: Callable[..., Any], gathering: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(plain)
-        def entered(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:
-                return plain(*args, **kwargs)
-            self._enter()
-            try:
-                return gathering(*args, **kwargs)
-            finally:
-                self._leave()
-
-        return entered
-
-    def _enter(self, *_: object) -> None:
-        self._inside = True
-
-    def _leave(self, *_: object) -> None:
-        self._inside = False
-        if not torch.is_grad_enabled():
-            for part in _parts(self._model):
-                part.reshard()
 
 
 def _parts(model: nn.Module) -> list[FSDPModule]:

@@ -17,10 +17,11 @@ bf16 weights and so get bf16 gradients, rounded before they are summed.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepwell.lm.model.moe import MixtureOfExperts
 from deepwell.lm.model.transformer import Transformer
@@ -38,14 +39,16 @@ def distribute(model: Transformer, world: World) -> None:
     """Spread a network over the processes of ``world``, in place; every process passes the same weights.
 
     Weights become DTensors of their full shape where they are spread. Afterwards call the model, ``loss``, ``hidden``
-    and ``draft`` as before, in all processes together; ``last_part`` before each backward pass, ``sync_gradients`` after the
-    last one of a step. The model may be on "meta", and be filled later. A world of one changes nothing.
+    and ``draft`` as before, in all processes together; ``last_part`` before each backward pass, ``sync_gradients``
+    after the last one of a step. The model may be on "meta", and be filled later. A world of one changes nothing.
 
     Raises:
         UsageError: The processes do not divide the experts.
     """
     if world.size == 1:
         return
+    if world.is_main and not _is_whole(world):
+        vars(model)[_SKELETON] = _skeleton(model)
     if world.experts > 1:
         from deepwell.lm.parallel.experts import ParallelExperts
 
@@ -56,6 +59,56 @@ def distribute(model: Transformer, world: World) -> None:
         from deepwell.lm.parallel.fsdp import shard
 
         shard(model, world)
+
+
+@torch.no_grad()
+def whole_copy(model: Transformer, world: World) -> Transformer | None:
+    """The network in one piece, to be written or tried, in the first process; None in the others, which take part.
+
+    Weights are gathered one after the other, so that only the first process needs memory for all of them, and that on
+    the CPU. It is the network as it was before ``distribute``, adapters, precision and all; where weights are whole in
+    every process anyway it is ``model`` itself.
+    """
+    if _is_whole(world):
+        return model if world.is_main else None
+    if _is_sharded(model):
+        cast(Any, model).reshard()
+        for module in model.mtp_modules():
+            cast(Any, module).reshard()
+    whole = copy.deepcopy(vars(model)[_SKELETON]) if world.is_main else None
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        spread: Any = tensor.detach()
+        full = spread.full_tensor() if hasattr(spread, "full_tensor") else spread
+        if whole is not None:
+            _put(whole, name, full.cpu().clone())
+    return whole
+
+
+_SKELETON = "_before_distribution"
+
+
+def _is_whole(world: World) -> bool:
+    return world.size == 1 or (world.data == "copy" and world.experts == 1)
+
+
+def _skeleton(model: Transformer) -> Transformer:
+    """A copy without values: tensors on "meta", modules and their settings as they are."""
+    bare: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    bare.update((id(buffer), buffer.to("meta")) for buffer in model.buffers())
+    return copy.deepcopy(model, bare)
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set a parameter or buffer on "meta" to a value."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=getattr(module, leaf).requires_grad)
 
 
 def last_part(model: Transformer, *, is_last: bool) -> None:

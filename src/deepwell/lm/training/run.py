@@ -129,7 +129,7 @@ class _Run:
         model.recompute = recipe.memory.recompute
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.learning = sum(parameter.numel() for parameter in network.trained(model).values())
-        distribute(model, world, data=recipe.parallel.data, experts=recipe.parallel.experts)
+        distribute(model, world)
         self.model: Transformer = model
         length = recipe.data.sequence_length
         self.loop = Loop(
