@@ -34,6 +34,8 @@ COMMANDS = {
     "serve": ("deepwell.cli.serve:serve", "Serve a language model to OpenAI's clients over HTTP."),
     "keys": ("deepwell.cli.keys:keys", "Make, list and remove the keys of a server."),
     "models": ("deepwell.cli.models:models", "List, fetch, check and remove models."),
+    "train": ("deepwell.cli.train:train", "Train a language model by a recipe."),
+    "runs": ("deepwell.cli.runs:runs", "List what was trained, and write reports."),
     "completion": ("deepwell.cli.completion:completion", "Print the script that completes commands in your shell."),
 }
 

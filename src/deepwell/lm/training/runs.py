@@ -59,7 +59,7 @@ def _run(folder: Path) -> Run:
     last = latest(journal) if journal.is_file() else {}
     started, stepped, looked, ended = (last.get(kind) for kind in (Started, Stepped, Validated, Ended))
     state: State = "failed"
-    if isinstance(ended, Ended) and not _goes_on_after(ended, stepped):
+    if isinstance(ended, Ended):  # which Journal.resume takes out when the run goes on
         state = "finished" if ended.finished else "stopped"
     if state != "finished" and _is_locked(folder / _LOCK):
         state = "running"
@@ -74,10 +74,6 @@ def _run(folder: Path) -> Run:
         bits_per_byte=looked.bits_per_byte if isinstance(looked, Validated) else None,
         when=max(path.stat().st_mtime for path in (journal, folder / _RECIPE) if path.is_file()),
     )
-
-
-def _goes_on_after(ended: Ended, stepped: object) -> bool:
-    return isinstance(stepped, Stepped) and stepped.step > ended.step
 
 
 def _is_locked(path: Path) -> bool:
