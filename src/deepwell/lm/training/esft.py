@@ -100,7 +100,7 @@ def choose_experts(scores: Tensor, share: float) -> dict[int, list[int]]:
     chosen: dict[int, list[int]] = {}
     for layer, row in enumerate(scores.double()):
         best, order = row.sort(descending=True, stable=True)
-        short = best.cumsum(0) < share * row.sum() - 1e-9  # sums that are equal but for rounding are equal
+        short = best.cumsum(0) < share * row.sum() - 1e-6  # sums that are equal but for rounding are equal
         count = int(short.sum()) + 1 if row.sum() > 0 else 0
         chosen[layer] = sorted(order[:count].tolist())
     return chosen

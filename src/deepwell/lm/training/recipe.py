@@ -199,7 +199,7 @@ class BatchSection:
     micro_sequences: int = 0
     """Rows computed at once in one process; the gradients of a step's micro-batches add up. 0: all at once."""
     ramp: Steps = ()
-    """Sizes of smaller steps at the beginning, as pairs [share, sequences] (V3: 3072 rising to 15360)."""
+    """Smaller steps at the beginning, as pairs [share, rows]; the last has ``sequences`` (V3: 3072 to 15360)."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name)]
@@ -214,6 +214,13 @@ class BatchSection:
         if self.ramp:
             _check_steps("batch.ramp", self.ramp)
             _check(all(value >= 1 for _, value in self.ramp), "batch.ramp", "has steps without rows")
+            last = int(self.ramp[-1][1])
+            _check(
+                last == self.sequences,
+                "batch.ramp",
+                f"ends with {last} rows, and batch.sequences is {self.sequences}",
+                "let the last pair say from where on steps have all their rows",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
