@@ -11,13 +11,16 @@ Experts are stacked in one tensor and are matrices of their own; ``gate_up_proj`
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from deepwell.lm.model.products import cpu_multiplies
-from deepwell.lm.training.optimizers.groups import Slot, as_dtensor, local_part
+from deepwell.lm.training.optimizers.groups import Slot, as_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.placement_types import Placement
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of ``a X + b X X^T X + c (X X^T)^2 X``: steepest at 0, and no further from 1 than about 0.3."""
@@ -70,17 +73,19 @@ class Muon:
                 self._step_piece(slot, value, gradient, momentum, lr)
 
     def _step_piece(self, slot: Slot, value: Tensor, gradient: Tensor, momentum: Tensor, lr: float) -> None:
-        if value.dim() == 2:
-            update = self._nesterov(gradient, momentum)
-            self._apply(value, self._whole_orthogonalised(slot, update), lr, slot.decay)
-            return
         halves = 2 if slot.name.endswith("gate_up_proj") else 1
-        rows = value.shape[1] // halves
-        each = max(1, _BATCH // max(1, value[:1].numel()))
-        for begin in range(0, value.shape[0], each):
-            few = slice(begin, begin + each)
-            update = self._nesterov(gradient[few], momentum[few]).view(-1, rows, value.shape[2])
-            self._apply(value[few].view(update.shape), orthogonalised(update), lr, slot.decay)
+        rows, columns = slot.parameter.shape[-2] // halves, slot.parameter.shape[-1]
+        alpha = -lr * SCALE * math.sqrt(max(rows, columns))
+        kept = 1 - lr * self.weight_decay if slot.decay else 1.0
+        if _splits_matrices(slot):
+            direction = _put_together(slot, self._nesterov(gradient, momentum), rows)
+            value.mul_(kept).add_(direction.to(value.dtype), alpha=alpha)
+            return
+        stacks = [part if part.dim() > 2 else part[None] for part in (value, gradient, momentum)]
+        each = max(1, _BATCH // max(1, slot.parameter.shape[-2] * columns))
+        for few in zip(*(stack.split(each) for stack in stacks), strict=True):
+            direction = _orthogonalised_by(rows, self._nesterov(*few[1:]))
+            few[0].mul_(kept).add_(direction.to(value.dtype), alpha=alpha)
 
     def _nesterov(self, gradient: Tensor, momentum: Tensor) -> Tensor:
         """Move the momentum towards the gradient; what is to be orthogonalised, in float32 or wider."""
@@ -90,28 +95,37 @@ class Muon:
         momentum.copy_(moved)
         return moved.lerp_(gradient, 1 - self.momentum)
 
-    def _apply(self, value: Tensor, direction: Tensor, lr: float, decay: bool) -> None:
-        if decay:
-            value.mul_(1 - lr * self.weight_decay)
-        value.add_(direction.to(value.dtype), alpha=-lr * SCALE * math.sqrt(max(direction.shape[-2:])))
-
-    @staticmethod
-    def _whole_orthogonalised(slot: Slot, update: Tensor) -> Tensor:
-        """Of a matrix that is spread over processes, each makes the whole and keeps its own part."""
-        spread = as_dtensor(slot.parameter)
-        if spread is None:
-            return orthogonalised(update)
-        from torch.distributed.tensor import DTensor, Replicate
-
-        whole = as_dtensor(slot.shown(update))
-        assert whole is not None
-        found = orthogonalised(whole.full_tensor())
-        everywhere = DTensor.from_local(
-            found, spread.device_mesh, [Replicate()] * spread.device_mesh.ndim, run_check=False
-        )
-        return local_part(everywhere.redistribute(placements=spread.placements))
-
     def state(self) -> list[tuple[str, Slot, Tensor]]:
         """Everything that a checkpoint needs, under its name."""
         pairs = zip(self.slots, self.buffers, strict=True)
         return [(f"muon.momentum.{slot.name}", slot, buffer) for slot, buffer in pairs]
+
+
+def _orthogonalised_by(rows: int, stack: Tensor) -> Tensor:
+    """[..., n * rows, columns], of which each ``rows`` are a matrix -> the same shape."""
+    return orthogonalised(stack.reshape(-1, rows, stack.shape[-1])).view(stack.shape)
+
+
+def _splits_matrices(slot: Slot) -> bool:
+    """Whether a process may hold parts of matrices, and not just some experts of a stack."""
+    spread = as_dtensor(slot.parameter)
+    return spread is not None and any(_splits_a_matrix(kind, spread.dim()) for kind in spread.placements)
+
+
+def _splits_a_matrix(kind: Placement, dimensions: int) -> bool:
+    return kind.is_shard() and not (dimensions > 2 and kind.is_shard(0))
+
+
+def _put_together(slot: Slot, update: Tensor, rows: int) -> Tensor:
+    """Each process gathers the matrices of which it holds parts, orthogonalises them, and keeps its own parts."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    spread, mine = as_dtensor(slot.parameter), as_dtensor(slot.shown(update))
+    assert spread is not None and mine is not None
+    whole_matrices = [Replicate() if _splits_a_matrix(kind, spread.dim()) else kind for kind in spread.placements]
+    gathered = mine.redistribute(placements=whole_matrices)
+    found = DTensor.from_local(
+        _orthogonalised_by(rows, gathered.to_local()), spread.device_mesh, whole_matrices, run_check=False,
+        shape=spread.shape, stride=spread.stride(),
+    )  # fmt: skip
+    return found.redistribute(placements=spread.placements).to_local()
