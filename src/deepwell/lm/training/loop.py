@@ -21,12 +21,12 @@ from deepwell.lm.parallel.sharding import last_part, sync_gradients
 from deepwell.lm.parallel.world import World
 from deepwell.lm.training.balance import shares, update_biases
 from deepwell.lm.training.cost import highest_memory_mb
-from deepwell.lm.training.data.rows import Batch, Rows
+from deepwell.lm.training.data.rows import Rows
 from deepwell.lm.training.guard import Guard
 from deepwell.lm.training.optimizers import Optimizer
 from deepwell.lm.training.recipe import Recipe, value_at
 from deepwell.lm.training.records import Stepped
-from deepwell.lm.training.schedules import Plan, learning_rate
+from deepwell.lm.training.schedules import Plan
 
 
 @dataclass(slots=True)
@@ -72,10 +72,10 @@ class Loop:
         self.model.train()
         parts = self._gradients(first, count, value_at(recipe.mtp.weight, self.plan.share(number)))
         norm = float(self.optimizer.clip(recipe.optimizer.clip))
-        verdict = self.guard.judge(number, parts.total, norm)
+        verdict = self.guard.judge(number, parts.total, norm, where=f"rows {first} to {first + count - 1}")
         loads = self.world.sum(self.model.expert_loads()) if self.model.gates() else torch.zeros(0, 0)
         if verdict == "go":
-            self.optimizer.step(learning_rate(recipe.schedule, number, self.plan.steps))
+            self.optimizer.step(self.plan.learning_rate(recipe.schedule, number))
             if self.model.gates():
                 update_biases(self.model, loads, value_at(recipe.balance.speed, self.plan.share(number)))
         self.optimizer.zero_grad()
@@ -103,12 +103,12 @@ class Loop:
             losses = self.model.loss(
                 part.tokens, part.labels, documents=part.documents, mtp_weight=mtp_weight, whole=whole
             )
-            losses.total.backward()  # type: ignore[no-untyped-call]
+            losses.total.backward()
             ahead = [*losses.mtp, *[losses.main.new_zeros(())] * (depth - len(losses.mtp))]
             sums += torch.stack([losses.total, losses.main, losses.balance, *ahead]).detach()
         sync_gradients(self.model, self.world)
         total, main, balance, *mtp = self.world.sum(sums).tolist()
-        real = batch.real_tokens
+        real = batch.filled
         tokens = int(self.world.sum(torch.tensor([real], device=self.world.device)))
         return _Parts(total, main, balance, tuple(mtp), tokens)
 
@@ -126,7 +126,7 @@ class Loop:
             loss=parts.main,
             mtp=parts.mtp,
             balance=parts.balance,
-            lr=self.recipe.optimizer.lr * learning_rate(self.recipe.schedule, number, self.plan.steps),
+            lr=self.recipe.optimizer.lr * self.plan.learning_rate(self.recipe.schedule, number),
             grad_norm=norm,
             sequences=count,
             seconds=seconds,
@@ -151,6 +151,3 @@ class _Parts:
     @classmethod
     def nothing(cls, depth: int) -> _Parts:
         return cls(math.nan, math.nan, math.nan, (math.nan,) * depth, 0)
-
-
-__all__ = ["Batch", "Loop", "Progress"]

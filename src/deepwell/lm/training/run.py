@@ -109,7 +109,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.name, self.world = recipe, folder, name, world
         self.journal = Journal(folder / JOURNAL)
-        self.watchers = (self.journal, *watchers)
+        self.watchers: tuple[Watcher, ...] = (self.journal, *watchers)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=recipe.checkpoint.keep)
         device = world.device
         _seed(recipe.seed)
@@ -120,7 +120,7 @@ class _Run:
         self._balance(model)
         self.rows = Rows(prepared.train, recipe.data, self.tokenizer, recipe.seed, recipe.kind)
         self.validation = (
-            Rows(prepared.validation, recipe.data, self.tokenizer, recipe.seed, recipe.kind, shuffle=False)
+            Rows(prepared.validation, recipe.data, self.tokenizer, recipe.seed, recipe.kind)
             if recipe.data.validation and len(prepared.validation)
             else None
         )

@@ -19,7 +19,10 @@ def collect(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors.update((f"model.{name}", value) for name, value in network.learned_state(loop.model).items())
     values: dict[str, Any] = {}
     for name, value in loop.optimizer.state_dict().items():
-        (tensors if isinstance(value, Tensor) else values)[f"optimizer.{name}"] = value
+        if isinstance(value, Tensor):
+            tensors[f"optimizer.{name}"] = value
+        else:
+            values[f"optimizer.{name}"] = value
     drawn, plain = random_state()
     tensors.update((f"random.{name}", value) for name, value in drawn.items())
     progress = loop.progress

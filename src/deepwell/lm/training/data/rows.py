@@ -15,6 +15,7 @@ Labels stand at the place of their token: the network predicts each from those b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +39,32 @@ class Batch:
         documents: [B, T] int64, a number for each document of a row and -1 for padding; None where documents see each
             other.
         bytes: Of the text that the predicted tokens stand for; control tokens stand for none.
+        padding: [B, T] bool, where a row is only filled up; None where nothing is.
     """
 
     tokens: Tensor
     labels: Tensor
     documents: Tensor | None
     bytes: int
+    padding: Tensor | None = None
+
+    @property
+    def filled(self) -> int:
+        """How many tokens are not padding, in rows of chats and of single documents."""
+        return self.tokens.numel() if self.padding is None else int((~self.padding).sum())
+
+    def rows(self, begin: int, end: int) -> Batch:
+        """Some of the rows. ``bytes`` stays that of all of them."""
+        return self._each(lambda one: one[begin:end])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return self._each(lambda one: one.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        documents = None if self.documents is None else change(self.documents)
+        padding = None if self.padding is None else change(self.padding)
+        return Batch(change(self.tokens), change(self.labels), documents, self.bytes, padding)
 
     @property
     def predictions(self) -> int:
@@ -118,7 +139,9 @@ class Rows:
         wanted = torch.from_numpy(labels)
         predicted = wanted[:, 1:][_predicted(wanted, documents)]
         size = int(self._token_bytes[predicted].sum())
-        return Batch(torch.from_numpy(tokens), wanted, documents, size)
+        padding = numbers == PADDING
+        padded = torch.from_numpy(padding) if padding.any() else None
+        return Batch(torch.from_numpy(tokens), wanted, documents, size, padded)
 
 
 def _predicted(labels: Tensor, documents: Tensor | None) -> Tensor:
