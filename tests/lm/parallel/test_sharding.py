@@ -59,9 +59,15 @@ def test_tied_frozen_and_recomputed_weights_and_dynamic_gating() -> None:
 
 @pytest.mark.slow
 def test_four_processes_in_a_grid_of_two_by_two() -> None:
-    run(4, "talking", "grid", "copied-grid", "losing")
+    run(4, "talking", "grid", "copied-grid", "losing", limit=110.0)
 
 
 @pytest.mark.slow
 def test_four_processes_with_experts_over_all() -> None:
     run(4, "experts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_optimizers_move_spread_weights_as_whole_ones(processes: int) -> None:
+    run(processes, "optimizers", limit=110.0)
