@@ -46,6 +46,8 @@ class Row:
     documents: NDArray[np.int64]
 
     def put(self, at: int, tokens: NDArray[Any], number: int, learned: NDArray[Any] | None = None) -> None:
+        # Not in the files' dtype, which has no -100.
+        tokens = tokens.astype(np.int64)
         end = at + len(tokens)
         self.tokens[at:end] = tokens
         self.labels[at:end] = tokens if learned is None else np.where(learned != 0, tokens, IGNORED)
