@@ -12,6 +12,7 @@ the content or in ``reasoning_content``, is part of the answer, in every turn.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class _UnclearError(Exception):
 
 def _placeholders(messages: Sequence[Message]) -> dict[int, str]:
     """A text for each answer that occurs nowhere in the conversation."""
-    texts = str(messages)
+    texts = json.dumps(messages, ensure_ascii=False, default=str)
     nonce = 0
     while f"\ue000{nonce}." in texts:
         nonce += 1

@@ -35,8 +35,8 @@ _MIX = _random.integers(0, 1 << 63, size=max(WORDS, _ROWS), dtype=np.uint64) * n
 
 
 def normalised(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return text.lower().split()
+    """The words of a text, without a difference of case."""
+    return text.casefold().split()
 
 
 def fingerprint(words: list[str]) -> int:
