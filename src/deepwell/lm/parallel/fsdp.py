@@ -49,7 +49,6 @@ def shard(model: Transformer, world: World) -> None:
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to sum
-        part.set_reduce_scatter_unused_params(True)
     for method in ("loss", "hidden", "draft"):  # ways in besides a call; each gathers the root's weights
         register_fsdp_forward_method(model, method)
 
