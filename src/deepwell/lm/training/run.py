@@ -97,7 +97,11 @@ def train(
         torch.set_num_threads(recipe.threads)
     with World.start(experts=recipe.parallel.experts, data=recipe.parallel.data) as world, held(folder, world):
         claim(folder, recipe, name, base, resume=resume, world=world)
-        return _Run(recipe, folder, base, name, world, tuple(watchers), on_prepare).carry_out(resume=resume)
+        run = _Run(recipe, folder, base, name, world, tuple(watchers), on_prepare)
+        try:
+            return run.carry_out(resume=resume)
+        finally:
+            run.journal.close()
 
 
 class _Run:
