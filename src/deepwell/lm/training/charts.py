@@ -71,6 +71,7 @@ def line_chart(
     *,
     label: str,
     show: Callable[[float], str],
+    show_tick: Callable[[float], str] | None = None,
     width: int = 640,
     log: bool = False,
     from_zero: bool = False,
@@ -82,6 +83,7 @@ def line_chart(
         series: What to draw; those without a finite value are left out.
         label: What is shown, for who cannot see it.
         show: A value as text.
+        show_tick: A value of the axis as text; without it as ``show``.
         width: In pixels of the drawing; it is scaled to the page.
         log: A logarithmic axis. Values of 0 and below are left out.
         from_zero: The axis begins at 0.
@@ -100,15 +102,13 @@ def line_chart(
         first, last = first - 1, last + 1
     across = _Scale(first, last, _LEFT, width - _RIGHT)
     up = _Scale(low, high, _HEIGHT - _BOTTOM, _TOP, log)
-    parts = [*_axes(across, up, show, width), '<g clip-path="inset(0)">']
-    for mark in marks:
-        parts.append(f'<path class="mark" d="M{across(mark):.1f} {_HEIGHT - _BOTTOM}v-7"/>')
+    parts = _axes(across, up, show_tick or show, width)
+    parts += [f'<path class="mark" d="M{across(mark):.1f} {_HEIGHT - _BOTTOM}v-7"/>' for mark in marks]
     for one in sorted(drawn, key=lambda each: each.look != "faint"):
         look = "faint" if one.look == "faint" else "line"
         parts.append(f'<path class="{look}" style="stroke:var(--c{one.colour})" d="{_path(one, across, up)}"/>')
-        if one.look == "dots":
+        if one.look == "dots" or sum(map(math.isfinite, one.y)) == 1:
             parts += _dots(one, across, up, show)
-    parts.append("</g>")
     parts += _end_labels([one for one in drawn if one.look != "faint"], up, show, width)
     return f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
 
@@ -136,11 +136,12 @@ def _axes(across: _Scale, up: _Scale, show: Callable[[float], str], width: int) 
         y = up(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(show(value))}</text>')
-    for value in ticks(across.low, across.high, max(2, width // 110)):
-        if value == int(value) and value >= 0:
-            parts.append(f'<text x="{across(value):.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{int(value):,}</text>')
+    whole = [value for value in ticks(across.low, across.high, max(2, width // 110)) if value == int(value) >= 0]
+    parts += [
+        f'<text x="{across(value):.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{int(value):,}</text>' for value in whole
+    ]
     parts.append(f'<path class="axis" d="M{_LEFT} {_HEIGHT - _BOTTOM}H{width - _RIGHT}"/>')
-    parts.append(f'<text x="{width - _RIGHT + 8}" y="{_HEIGHT - 7}">step</text>')
+    parts.append(f'<text x="{width - 4}" y="{_HEIGHT - 7}" text-anchor="end">step</text>')
     return parts
 
 
@@ -165,8 +166,9 @@ def _path(one: Series, across: _Scale, up: _Scale) -> str:
 
 
 def _dots(one: Series, across: _Scale, up: _Scale, show: Callable[[float], str]) -> list[str]:
+    radius = 3.5 if len(one.x) <= 40 else 2
     return [
-        f'<circle class="dot" style="fill:var(--c{one.colour})" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5">'
+        f'<circle class="dot" style="fill:var(--c{one.colour})" cx="{across(x):.1f}" cy="{up(y):.1f}" r="{radius}">'
         f"<title>{escape(one.name)}, step {x:,.0f}: {escape(show(y))}</title></circle>"
         for x, y in zip(one.x, one.y, strict=True)
         if math.isfinite(y)
@@ -175,20 +177,24 @@ def _dots(one: Series, across: _Scale, up: _Scale, show: Callable[[float], str])
 
 def _end_labels(lines: Sequence[Series], up: _Scale, show: Callable[[float], str], width: int) -> list[str]:
     """The last value of each line beside its end, pushed apart where they would overlap."""
-    ends = []
+    if not lines:
+        return []
+    ends: list[tuple[float, str, int]] = []
     for one in lines:
         value = next(y for y in reversed(one.y) if math.isfinite(y))
-        ends.append([min(max(up(value), _TOP + 4), _HEIGHT - _BOTTOM), show(value), one.colour])
-    ends.sort(key=lambda end: float(end[0]))
-    placed: list[str] = []
-    below = -math.inf
-    for y, text, colour in ends:
-        below = max(float(y), below + 14)
-        placed.append(
-            f'<text class="end" style="fill:var(--c{colour})" x="{width - _RIGHT + 8}" y="{below + 4:.1f}">'
-            f"{escape(str(text))}</text>"
-        )
-    return placed
+        ends.append((min(max(up(value), _TOP + 4), _HEIGHT - _BOTTOM), show(value), one.colour))
+    ends.sort()
+    heights = [y for y, _, _ in ends]
+    for at in range(1, len(heights)):
+        heights[at] = max(heights[at], heights[at - 1] + 14)
+    heights[-1] = min(heights[-1], _HEIGHT - _BOTTOM - 2)
+    for at in range(len(heights) - 2, -1, -1):
+        heights[at] = min(heights[at], heights[at + 1] - 14)
+    x = width - _RIGHT + 8
+    return [
+        f'<text class="end" style="fill:var(--c{colour})" x="{x}" y="{y + 4:.1f}">{escape(text)}</text>'
+        for y, (_, text, colour) in zip(heights, ends, strict=True)
+    ]
 
 
 # ---- maps of load ----

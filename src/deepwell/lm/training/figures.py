@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ago", "clock", "count", "decimals", "duration", "imbalance", "layer_names", "rate", "share", "smooth"]
+__all__ = [
+    "ago",
+    "centred",
+    "clock",
+    "count",
+    "decimals",
+    "duration",
+    "imbalance",
+    "layer_names",
+    "rate",
+    "share",
+    "smooth",
+]
 
 _COUNTS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _RATES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -94,6 +106,25 @@ def smooth(values: Iterable[float], weight: float = 0.9) -> list[float]:
             mean, mass = weight * mean + (1 - weight) * value, weight * mass + (1 - weight)
         smoothed.append(mean / mass if mass else math.nan)
     return smoothed
+
+
+def centred(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and up to ``reach`` on either side, without the lag of a running mean.
+
+    At the beginning, where curves are steep, the window has as many values before as after; at the end it has what is
+    there. What is not finite is left out; NaN where nothing is left.
+    """
+    sums, counts = [0.0], [0]
+    for value in values:
+        known = math.isfinite(value)
+        sums.append(sums[-1] + (value if known else 0.0))
+        counts.append(counts[-1] + known)
+    means = []
+    for at in range(len(values)):
+        first, last = at - min(reach, at), min(at + min(reach, at), len(values) - 1) + 1
+        number = counts[last] - counts[first]
+        means.append((sums[last] - sums[first]) / number if number else math.nan)
+    return means
 
 
 def imbalance(loads: Sequence[float]) -> float:

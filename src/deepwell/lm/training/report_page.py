@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["card", "definitions", "folded", "legend", "page", "pre", "section", "table", "tiles"]
+__all__ = ["card", "cards", "definitions", "folded", "legend", "page", "pre", "section", "table", "tiles"]
 
 _STYLE = """
 :root {
@@ -35,19 +35,21 @@ header .state { display: inline-block; margin-left: 10px; padding: 2px 10px; bor
 .state.good { color: var(--c2); } .state.open { color: var(--c3); }
 h2 { margin: 40px 0 12px; font-size: 19px; letter-spacing: -0.01em; }
 h3 { margin: 0; font-size: 14px; font-weight: 600; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin-top: 24px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(178px, 1fr)); gap: 12px; margin-top: 24px; }
 .tile, .card { background: var(--card); border: 1px solid var(--hair); border-radius: 10px; }
 .tile { padding: 14px 16px; }
 .tile .label { color: var(--soft); font-size: 13px; }
-.tile .value { font-size: 25px; font-weight: 650; line-height: 1.25; letter-spacing: -0.02em; }
+.tile .value { font-size: 23px; font-weight: 650; white-space: nowrap; line-height: 1.25; letter-spacing: -0.02em; }
 .tile .more { color: var(--soft); font-size: 13px; }
 .cards { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px; }
 .cards.small { grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); }
 .card { padding: 14px 16px; min-width: 0; }
 .card.wide { grid-column: 1 / -1; }
-.card .about { margin: 0 0 6px; color: var(--soft); font-size: 13px; }
+.about { margin: 0 0 6px; color: var(--soft); font-size: 13px; }
+.cards + .about { margin: 14px 0 10px; }
 .plot { overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; min-width: 480px; }
+.wide svg { min-width: 820px; }
 svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
 svg text.end { font-weight: 600; }
 svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--soft); opacity: .5; }
@@ -57,7 +59,8 @@ svg .faint { stroke-width: 1; opacity: .32; stroke-linejoin: round; stroke-linec
 svg .mark { stroke: var(--bad); stroke-width: 2; }
 svg .dot { stroke: var(--card); stroke-width: 1.5; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 2px 0 6px; font-size: 13px; color: var(--soft); }
-.legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: 3px; }
+.legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px;
+  vertical-align: 3px; }
 .heat { display: block; width: 100%; height: 130px; image-rendering: pixelated; background: var(--paper);
   border-radius: 4px; }
 .ramp { display: inline-block; width: 180px; height: 10px; margin: 0 8px; border-radius: 5px; vertical-align: -1px;
@@ -72,7 +75,8 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th { text-align: right; color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 th, td { padding: 4px 22px 4px 0; border-bottom: 1px solid var(--hair); text-align: right; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 18px; margin: 0; font-size: 14px; }
-dt { color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; }
+dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: 10px 0; } summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 @media (max-width: 820px) { .cards { grid-template-columns: minmax(0, 1fr); } main { padding: 24px 14px 48px; } }
@@ -115,6 +119,12 @@ def card(title: str, picture: str, *, about: str = "", above: str = "", below: s
     told = f'<p class="about">{escape(about)}</p>' if about else ""
     kind = "card wide" if wide else "card"
     return f'<div class="{kind}"><h3>{escape(title)}</h3>{told}{above}<div class="plot">{picture}</div>{below}</div>'
+
+
+def cards(made: Iterable[str], *, small: bool = False) -> str:
+    """Cards side by side; those that are empty are left out."""
+    inside = "\n".join(one for one in made if one)
+    return f'<div class="cards{" small" if small else ""}">{inside}</div>' if inside else ""
 
 
 def legend(names: Iterable[tuple[str, int]]) -> str:
