@@ -38,7 +38,7 @@ from deepwell.lm.training.spread import Alone, World, copy_into, whole
 __all__ = ["Checkpoints", "Loaded", "World", "copy_into", "random_state", "set_random_state"]
 
 _NAME = re.compile(r"step-(\d{8,})")
-_HIDDEN = re.compile(r"\.(step-\d{8,})\.(part|old)")
+_HIDDEN = re.compile(r"\.(step-\d{8,})\.(part|old|gone)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Checkpoints:
         stay = [one for one in known if one <= step][-self.keep :]
         for one in set(known) - set(stay):
             path = self.path(one)
-            hidden = path.with_name(f".step-{one:08}.part")
+            hidden = path.with_name(f".step-{one:08}.gone")
             # Half a checkpoint must not look like one: it loses its name before its files.
             with contextlib.suppress(OSError):
                 path.rename(hidden)
