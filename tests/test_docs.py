@@ -98,7 +98,8 @@ def test_the_lock_pins_everything_exactly_and_names_no_index() -> None:
     for requirement in wanted:
         name = re.split(r"[\[<>=! ]", requirement)[0].lower().replace("_", "-")
         # pip comes with every environment and installs the rest; it is not asked to replace itself meanwhile.
-        assert name in held or name in ("deepwell", "pip"), requirement
+        # datasets is in no extra that developers install: few need it, and the tests put another in its place.
+        assert name in held or name in ("deepwell", "pip", "datasets"), requirement
 
 
 def test_the_example_library_can_be_built_and_is_the_same_each_time(

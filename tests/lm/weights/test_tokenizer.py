@@ -244,3 +244,23 @@ def test_a_token_that_the_vocabulary_lacks(tmp_path: Path) -> None:
     tiny.write_byte_level(tmp_path)
     with pytest.raises(UsageError, match="no token 99999"):
         Tokenizer.from_folder(tmp_path).decode([99999])
+
+
+@given(texts=st.lists(TEXTS, max_size=4))
+def test_many_texts_at_once_have_the_ids_of_each(texts: list[str], tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text, bos=False) for text in texts]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_pieces_of_a_chat_put_together_are_the_chat(kind: str, tokenizer: Tokenizer) -> None:
+    from deepwell.lm.weights.chat import Rendered
+
+    used = tokenizer if kind == "byte-level" else Tokenizer.from_gguf(tiny.sentencepiece_model()[1])
+    rendered = used.template.render([{"role": "user", "content": "the well 井戸"}])
+    head, opening, tail = rendered.marked.partition("the")
+    pieces = [Rendered(head, rendered.mark), Rendered(opening + tail, rendered.mark)]
+    made = used.encode_pieces(pieces)
+    assert len(made) == 2
+    assert made[0] + made[1] == used.chat([{"role": "user", "content": "the well 井戸"}])
+    assert "well" in used.decode(made[1])
+    assert "well" not in used.decode(made[0])

@@ -69,9 +69,7 @@ def test_the_split_stays_when_documents_come(
 
 
 # Not at random: of pairs just above the border a few in a thousand are missed, as the module says.
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None, derandomize=True
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None, derandomize=True)
 @given(st.data(), st.booleans())
 def test_nothing_of_one_side_is_on_the_other(
     tmp_path: Path, make_words: Words, make_recipe: MakeRecipe, tokenizer: Tokenizer, data: Any, deduplicate: bool
@@ -306,10 +304,11 @@ def test_one_that_was_cut_short_starts_anew(
     assert sides(prepare(recipe, tmp_path, tmp_path / "out", tokenizer=tokenizer)) == first
 
 
+@pytest.mark.parametrize(("limit", "size"), [("_BATCH", 7), ("_BATCH_CHARACTERS", 500)])
 def test_progress_goes_from_nothing_to_all(
-    tmp_path: Path, make_words: Words, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_words: Words, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, limit: str, size: int
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", 7)
+    monkeypatch.setattr(module, limit, size)
     write_texts(tmp_path, [make_words(seed, 20) for seed in range(30)])
     told: list[tuple[str, int, int]] = []
     prepare(make_recipe(), tmp_path, tmp_path / "out", on_progress=lambda *one: told.append(one))
@@ -317,6 +316,7 @@ def test_progress_goes_from_nothing_to_all(
     for one, other in pairwise(told):
         assert one[0] != other[0] or one[1] <= other[1]
     assert told[-1] == ("tokens", 30, 30)
+    assert len([one for one in told if one[0] == "tokens"]) > 3
 
 
 def test_a_file_that_changes_meanwhile(

@@ -38,6 +38,15 @@ def test_a_pattern_gives_its_files_in_order_and_a_folder_those_with_text(tmp_pat
     assert [one.text for one in read(Path("/"), str(tmp_path / "a" / "*.md"))] == ["a/one.md"]
 
 
+def test_a_folder_of_rows_may_have_a_readme(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("about", encoding="utf-8")
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a"}])
+    assert [one.text for one in read(tmp_path, ".", format="jsonl")] == ["a"]
+    assert [one.text for one in read(tmp_path, ".")] == ["about", "a"]
+    with pytest.raises(DataError, match="has no files"):
+        read(tmp_path, ".", format="parquet")
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_json_lines_plain_and_packed(tmp_path: Path, name: str) -> None:
     write_rows(tmp_path / name, [{"text": "eins"}, {"text": "zwei ж"}])

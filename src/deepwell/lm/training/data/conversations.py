@@ -101,7 +101,9 @@ def _pieces(
             raise _UnclearError(f"writes an answer {marked.count(mark)} times")
         at = marked.index(mark)
         begin = _opening(template.render(shown[:number]).text if number else "", marked[:at], marker.mark)
-        tail = _ending(tokenizer, shown[: number + 1], mark)
+        after = shown[: number + 1]
+        part = whole if len(after) == len(shown) else template.render(after, add_generation_prompt=False)
+        tail = _ending(tokenizer, part, mark)
         end = at + len(mark) + len(tail.marked)
         closing = tail.marked.replace(tail.mark, marker.mark)
         if begin < reached or not marked.startswith(closing, at + len(mark)):
@@ -131,6 +133,8 @@ def _opening(prompt: str, before: str, mark: str) -> int:
         return len(before)
     plain = before.replace(mark, "")
     if plain.startswith(prompt):
+        if mark not in before:
+            return len(prompt)
         reached = 0
         for place, letter in enumerate(before):
             if reached == len(prompt):
@@ -142,9 +146,8 @@ def _opening(prompt: str, before: str, mark: str) -> int:
     raise _UnclearError("opens an answer in another way than it writes one")
 
 
-def _ending(tokenizer: Tokenizer, messages: list[Message], mark: str) -> Rendered:
-    """What follows an answer up to the token that ends it, that token included."""
-    rendered = tokenizer.template.render(messages, add_generation_prompt=False)
+def _ending(tokenizer: Tokenizer, rendered: Rendered, mark: str) -> Rendered:
+    """What follows the last answer up to the token that ends it, that token included."""
     _, _, tail = rendered.marked.rpartition(mark)
     ends = [tail.find(text) + len(text) for text in _end_texts(tokenizer) if text in tail]
     if not ends:

@@ -46,6 +46,7 @@ _VERSION = 1
 _TRAIN, _HELD_BACK, _LEFT_OUT = 0, 1, 2
 _SIDES = ("train", "validation")
 _BATCH = 256
+_BATCH_CHARACTERS = 4_000_000
 _TOKENIZER = "tokenizer"
 
 
@@ -272,6 +273,22 @@ def _sample(recipe: Recipe, base: Path, plan: _Plan) -> Iterator[str]:
             number += 1
 
 
+def _batches(
+    everything: Iterable[tuple[int, tuple[Document, int]]],
+) -> Iterator[list[tuple[int, tuple[Document, int]]]]:
+    """Documents to be tokenised at once: not many, and not much, since the library needs 100 bytes for a token."""
+    batch: list[tuple[int, tuple[Document, int]]] = []
+    size = 0
+    for one in everything:
+        batch.append(one)
+        size += len(one[1][0].own_text)
+        if len(batch) == _BATCH or size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _tokenise(
     recipe: Recipe,
     base: Path,
@@ -281,9 +298,8 @@ def _tokenise(
     report: Progress,
 ) -> None:
     """Write the tokens of every document to its side."""
-    everything = enumerate(_numbered(recipe, base))
     number = -1
-    while batch := list(islice(everything, _BATCH)):
+    for batch in _batches(enumerate(_numbered(recipe, base))):
         number = batch[-1][0]
         if number >= len(plan.sides):
             break

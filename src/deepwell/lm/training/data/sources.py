@@ -29,7 +29,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SUFFIXES: dict[str, Literal["jsonl", "parquet"]] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text", ".markdown")
+_TEXT_SUFFIXES = [".txt", ".md", ".rst", ".text", ".markdown"]
 _BATCH_ROWS = 256
 _NAMES_SHOWN = 20
 
@@ -60,7 +60,8 @@ def files_of(section: SourceSection, base: Path) -> list[Path]:
     """The files of a source, sorted; none for a data set that is asked for by its name.
 
     Args:
-        section: Its path is a file, a folder (every file in it that is not hidden), or a pattern.
+        section: Its path is a file, a folder (the files in it, at any depth, whose names say that they are of its
+            format; for ``text`` all), or a pattern. Hidden files are left out.
         base: The folder that relative paths start from.
 
     Raises:
@@ -81,8 +82,11 @@ def files_of(section: SourceSection, base: Path) -> list[Path]:
             hint='Paths are relative to the recipe; a Hugging Face data set needs format = "huggingface"',
         )
     wanted = sorted(one for one in found if one.is_file() and not _hidden(one, base))
-    if section.format == "auto" and path.is_dir():
-        wanted = [one for one in wanted if _plain_suffix(one) in {*_SUFFIXES, *_TEXT_SUFFIXES}]
+    if path.is_dir() and section.format in {"auto", "jsonl", "parquet"}:
+        # A folder has other things in it: pictures, or a README beside the rows.
+        known = [one for one, form in _SUFFIXES.items() if section.format in {"auto", form}]
+        known += _TEXT_SUFFIXES if section.format == "auto" else []
+        wanted = [one for one in wanted if _plain_suffix(one) in known]
     if not wanted:
         raise DataError(f"{path} has no files", hint="Check data.sources.path; ** stands for any folders")
     return wanted
