@@ -1,4 +1,4 @@
-"""The products of FP8 training where no FP8 instructions are: on a CPU.
+"""The products of FP8 training where no FP8 instructions are: on a CPU (``fp8_gpu`` has the same for a GPU).
 
 Operands are rounded to FP8 tile by tile, exactly as a GPU would round them, and then multiplied as what they stand for,
 value times scale, with float32 sums. What differs from FP8 hardware that promotes its sums every 128 values (V3 section
@@ -51,21 +51,21 @@ class Emulation:
         ends = None if weight.dim() == 2 else tuple(range(weight.shape[1], flat.shape[0] + 1, weight.shape[1]))
         return quantise(flat, TILE, TILE, power_of_two=self.power_of_two, ends=ends)
 
-    def forward(self, x: Tensor, rows: Tiles, weight: Tensor, offsets: Tensor | None) -> Tensor:
-        """``x W^T``: [N, in] -> [N, out], float32 or the dtype of ``x``."""
-        dtype = _operand(x.dtype)
+    def forward(self, rows: Tiles, weight: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``x W^T``, ``rows`` being ``rows(x)``: [N, in] -> [N, out], in ``dtype`` or float32."""
+        dtype = _operand(dtype, weight.device)
         return _by_group(rows.dequantised(dtype), self._wide(weight, dtype).transpose(-1, -2), offsets)
 
     def grad_input(self, grad: Tensor, weight: Tensor, offsets: Tensor | None) -> Tensor:
         """``grad W``: [N, out] -> [N, in]."""
-        dtype = _operand(grad.dtype)
+        dtype = _operand(grad.dtype, grad.device)
         return _by_group(self.rows(grad).dequantised(dtype), self._wide(weight, dtype), offsets)
 
     def grad_weight(
         self, grad: Tensor, values: Tensor, scales: Tensor, weight: Tensor, offsets: Tensor | None
     ) -> Tensor:
         """``grad^T x`` over the tokens of each group, ``values`` and ``scales`` being ``columns(x)``; as ``weight``."""
-        dtype, ends = _operand(grad.dtype), _ends(offsets)
+        dtype, ends = _operand(grad.dtype, grad.device), _ends(offsets)
         height = TILE if self.blocks else values.shape[0]
         borders = tile_borders(values.shape[0], height, ends if self.blocks else None)
         x = Tiles(values, scales, borders, 1 if self.blocks else values.shape[1]).dequantised(dtype)
@@ -110,6 +110,7 @@ def _multiplies_bf16() -> bool:
     )
 
 
-def _operand(dtype: torch.dtype) -> torch.dtype:
-    """In which dtype operands that stand for activations of ``dtype`` are multiplied here."""
-    return torch.bfloat16 if dtype is torch.bfloat16 and _multiplies_bf16() else torch.float32
+def _operand(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which dtype operands that stand for activations of ``dtype`` are multiplied."""
+    fast = device.type != "cpu" or _multiplies_bf16()
+    return torch.bfloat16 if dtype is torch.bfloat16 and fast else torch.float32

@@ -59,8 +59,9 @@ class Tiles:
         """Values times scales, multiplied in float32 and rounded to ``dtype`` once: [rows, columns]."""
         values, fast = self.values, library()
         if fast is None or dtype not in _FORMATS or values.device.type != "cpu":
-            heights = self.borders.diff().to(values.device)
-            scale = self.scales.repeat_interleave(heights, 0).repeat_interleave(self.width, 1)
+            scale = self.scales.repeat_interleave(self.width, 1)
+            if len(scale) < len(values):
+                scale = scale.repeat_interleave(self.borders.diff().to(values.device), 0)
             return (values.float() * scale[:, : values.shape[1]]).to(dtype)
         out = torch.empty(values.shape, dtype=dtype)
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepwell.lm.precision.fp8_emulation import Emulation
+from deepwell.lm.precision.fp8_gpu import Kernels
 from deepwell.lm.precision.fp8_tiles import Tiles
 
 
@@ -79,9 +80,10 @@ class Fp8Products:
         """``silu(gate) * up``, elementwise, from the exact inputs; the backward pass has those that FP8 kept."""
         return _SwiGLU.apply(gate, up, self)  # type: ignore[no-any-return,no-untyped-call]
 
-    @property
-    def emulation(self) -> Emulation:
-        """The products on a CPU."""
+    def ways(self, device: torch.device) -> Emulation | Kernels:
+        """What rounds and multiplies on a device. One scale a tensor, for comparison alone, is emulated anywhere."""
+        if device.type == "cuda" and self.scaling == "block":
+            return Kernels(self.power_of_two)
         return Emulation(self.scaling == "block", self.power_of_two)
 
 
@@ -98,13 +100,13 @@ class _Product(torch.autograd.Function):
             else:
                 kept = (x,)
         ctx.save_for_backward(weight, offsets, *kept)
-        out = how.emulation.forward(x, inputs.rows(), weight, offsets)
+        out = how.ways(x.device).forward(inputs.rows(), weight, offsets, x.dtype)
         return out.to(x.dtype).view(*x.shape[:-1], weight.shape[-2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, offsets, *kept = ctx.saved_tensors
-        products = ctx.how.emulation
+        products = ctx.how.ways(weight.device)
         grad = grads[0].flatten(0, -2)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -122,7 +124,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, how: Fp8Products) -> Tensor:
         ctx.how = how
         if how.keep == "fp8":
-            tiles = [how.emulation.rows(one.flatten(0, -2)) for one in (gate, up)]
+            tiles = [how.ways(gate.device).rows(one.flatten(0, -2)) for one in (gate, up)]
             ctx.shape, ctx.dtype = gate.shape, gate.dtype
             ctx.borders, ctx.width = tiles[0].borders, tiles[0].width
             ctx.save_for_backward(*(part for one in tiles for part in (one.values, one.scales)))
@@ -167,13 +169,15 @@ class _Inputs:
     def rows(self) -> Tiles:
         """In tiles of 1 x 128."""
         if self._rows is None:
-            self._rows = self.how.emulation.rows(self._flat())
+            x = self._flat()
+            self._rows = self.how.ways(x.device).rows(x)
         return self._rows
 
     def columns(self) -> Tiles:
         """In tiles of 128 x 1."""
         if self._columns is None:
-            self._columns = self.how.emulation.columns(self._flat(), self.offsets)
+            x = self._flat()
+            self._columns = self.how.ways(x.device).columns(x, self.offsets)
         return self._columns
 
     def _flat(self) -> Tensor:
