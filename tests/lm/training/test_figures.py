@@ -74,3 +74,12 @@ def test_the_last_layers_are_those_of_multi_token_prediction() -> None:
     assert figures.layer_names(3, 1) == ["MoE 1", "MoE 2", "MTP 1"]
     assert figures.layer_names(1, 2) == ["MTP 1"]
     assert figures.layer_names(0, 0) == []
+
+
+def test_a_centred_mean_follows_a_straight_line_without_lag() -> None:
+    line = [float(number) for number in range(10)]
+    assert figures.centred(line, 2)[:8] == pytest.approx(line[:8])
+    assert figures.centred(line, 2)[9] == pytest.approx((7 + 8 + 9) / 3)
+    assert figures.centred([1.0, math.nan, 3.0, 5.0], 1) == pytest.approx([1, 2, 4, 4])
+    assert all(map(math.isnan, figures.centred([math.nan, math.inf], 3)))
+    assert figures.centred([], 3) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepwell.errors import DeepwellError, UsageError
 from deepwell.lm.training import journal, report_page
-from deepwell.lm.training.figures import count, decimals, duration, rate, share, smooth
+from deepwell.lm.training.figures import count, decimals, duration, rate, share
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
 from deepwell.lm.training.report_curves import Diary, experts, learning
 
@@ -97,7 +97,7 @@ def _heading(run: Diary) -> str:
         facts.append(f"{count(start.trained_parameters)} trained")
     facts.append(f"{start.steps:,} step{'s' * (start.steps != 1)}")
     facts.append(f"{count(start.train_tokens)} tokens a pass")
-    facts.append(f"{start.precision} on {f'{start.processes} x ' if start.processes > 1 else ''}{start.device}")
+    facts.append(f"{start.precision} on {_machine(start)}")
     if start.peak_flops:
         facts.append(f"peak {rate(start.peak_flops, 'FLOP/s')}")
     lines = "".join(f"<p>{escape(line)}</p>" for line in (about, " · ".join(facts)) if line)
@@ -105,9 +105,13 @@ def _heading(run: Diary) -> str:
     return f"<header><h1>{escape(start.name)}{badge}</h1>{lines}</header>"
 
 
+def _machine(start: Started) -> str:
+    return f"{start.processes} x {start.device}" if start.processes > 1 else start.device
+
+
 def _tiles(run: Diary) -> list[tuple[str, str, str]]:
     shown = []
-    losses = smooth((step.loss for step in run.steps), 0.9)
+    losses = run.smooth([step.loss for step in run.steps])
     if losses:
         shown.append(("training loss", decimals(losses[-1]), "mean of the last steps"))
     if run.looks:
@@ -177,8 +181,8 @@ def _sample(one: Sampled) -> str:
 def _notes(run: Diary) -> list[str]:
     told = [(one.step, f"step {one.step:,}", one.message) for one in run.notes]
     for number, sitting in enumerate(run.sittings):
-        doing = "began" if number == 0 else "went on"
-        told.append((sitting.step, f"step {sitting.step:,}", f"{doing} on {sitting.processes} x {sitting.device}"))
+        doing = "began" if number == 0 else "went on,"
+        told.append((sitting.step, f"step {sitting.step:,}", f"{doing} on {_machine(sitting)}"))
     told.sort(key=lambda one: one[0])
     if run.ended is not None:
         how = "finished" if run.ended.finished else "stopped"
