@@ -143,6 +143,20 @@ def test_bytes_and_predictions_are_those_of_the_loss(
     assert Whole.of(batch.labels, batch.documents).predictions[0] == predictions
 
 
+def test_parts_of_a_batch_add_up(write_side: Writer, tokenizer: Tokenizer) -> None:
+    side = write_side([tokenizer.encode("井戸 the well " * many, bos=False) for many in range(1, 6)])
+    rows = Rows(side, section(9, mask_documents=True, pack=False), tokenizer, 1, "pretrain")
+    batch = whole_epoch(rows).to("cpu")
+    parts = [batch.rows(0, 2), batch.rows(2, 5), batch.rows(5, 5)]
+    for name in ("bytes", "filled", "predictions"):
+        assert getattr(batch, name) == sum(getattr(part, name) for part in parts) > 0
+    assert batch.filled == rows.tokens
+    for name in ("tokens", "labels", "documents"):
+        assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts]))
+    assert batch.rows(1, 2).bytes == rows.batch(1, 1).bytes
+    assert Rows(side, section(9), tokenizer, 1, "pretrain").batch(0, 0).tokens.shape == (0, 9)
+
+
 def test_a_whole_text_has_its_bytes(write_side: Writer, tokenizer: Tokenizer) -> None:
     text = "井戸は深い 😀 naïve"
     side = write_side([tokenizer.encode(text, bos=False)])

@@ -38,33 +38,39 @@ class Batch:
         labels: [B, T] int64: the token at its own place, -100 where it is not predicted.
         documents: [B, T] int64, a number for each document of a row and -1 for padding; None where documents see each
             other.
-        bytes: Of the text that the predicted tokens stand for; control tokens stand for none.
-        padding: [B, T] bool, where a row is only filled up; None where nothing is.
+        row_bytes: [B] int64, of the text that each row's predicted tokens stand for; control tokens stand for none.
+        row_filled: [B] int64, each row's tokens without padding.
     """
 
     tokens: Tensor
     labels: Tensor
     documents: Tensor | None
-    bytes: int
-    padding: Tensor | None = None
+    row_bytes: Tensor
+    row_filled: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Of the text that the predicted tokens stand for."""
+        return int(self.row_bytes.sum())
 
     @property
     def filled(self) -> int:
-        """How many tokens are not padding, in rows of chats and of single documents."""
-        return self.tokens.numel() if self.padding is None else int((~self.padding).sum())
+        """How many tokens are not padding, which rows of chats and of single documents have."""
+        return int(self.row_filled.sum())
 
     def rows(self, begin: int, end: int) -> Batch:
-        """Some of the rows. ``bytes`` stays that of all of them."""
+        """Some of the rows."""
         return self._each(lambda one: one[begin:end])
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: str | torch.device) -> Batch:
         """The same on another device."""
         return self._each(lambda one: one.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         documents = None if self.documents is None else change(self.documents)
-        padding = None if self.padding is None else change(self.padding)
-        return Batch(change(self.tokens), change(self.labels), documents, self.bytes, padding)
+        return Batch(
+            change(self.tokens), change(self.labels), documents, change(self.row_bytes), change(self.row_filled)
+        )
 
     @property
     def predictions(self) -> int:
@@ -104,7 +110,9 @@ class Rows:
         sizes = [
             0 if tokenizer.is_control(one) else len(tokenizer.token_bytes(one)) for one in range(tokenizer.vocab_size)
         ]
-        self._token_bytes = torch.tensor(sizes, dtype=torch.int64)
+        # One more, of no bytes, for places that are not predicted.
+        self._silent = len(sizes)
+        self._token_bytes = torch.tensor([*sizes, 0], dtype=torch.int64)
         self._maker = maker_of(documents, data, tokenizer, seed, kind)
         self.tokens = self._maker.tokens
         self.cut = self._maker.cut
@@ -137,11 +145,10 @@ class Rows:
             self._maker.fill(epoch, row, Row(tokens[place], labels[place], numbers[place]))
         documents = torch.from_numpy(numbers) if self._masked else None
         wanted = torch.from_numpy(labels)
-        predicted = wanted[:, 1:][_predicted(wanted, documents)]
-        size = int(self._token_bytes[predicted].sum())
-        padding = numbers == PADDING
-        padded = torch.from_numpy(padding) if padding.any() else None
-        return Batch(torch.from_numpy(tokens), wanted, documents, size, padded)
+        predicted = _predicted(wanted, documents)
+        sizes = self._token_bytes[wanted[:, 1:].masked_fill(~predicted, self._silent)].sum(dim=1)
+        filled = torch.from_numpy((numbers != PADDING).sum(axis=1))
+        return Batch(torch.from_numpy(tokens), wanted, documents, sizes, filled)
 
 
 def _predicted(labels: Tensor, documents: Tensor | None) -> Tensor:
