@@ -1,11 +1,12 @@
 """The GPU path in one command: is it right, and how fast is it. Made for a GPU that is there for a few minutes.
 
-    PYTHONPATH=src python benchmarks/gpu.py [--models smollm2-135m deepseek-v2-lite ...] [--only checks kernels models]
+    PYTHONPATH=src python benchmarks/gpu.py [--models smollm2-135m ...] [--only checks kernels training models]
 
 First the checks of ``gpu_checks``; then this GPU's own ceilings (bytes copied and bf16 products made a second), and
 beside them:
 
     kernels   decoding attention, by tiling, beside torch's attention over the same rows; FP8 products beside bf16
+    training  the three products of a layer in FP8, rounding included, beside bf16, and torch's own FP8 product
     models    random weights of published shapes through the engine: prefill, one request, 8 and 64 at once, in bf16
               with and without graphs, and in FP8; transformers' generate on the same shape where it has one
 
@@ -128,6 +129,67 @@ def time_product(rows: int, columns: int, depth: int, peak: dict[str, float]) ->
             2 * rows * columns * depth / peak["flops_a_second"],
         )
         found |= {f"{kind}_us": took * 1000, f"{kind}_share": floor / took * 1000}
+    return found
+
+
+def time_training(rows: int, columns: int, depth: int, experts: int, peak: dict[str, float]) -> dict[str, Any]:
+    """Each product of a layer's training step in bf16 and FP8: microseconds with and without rounding its operands."""
+    import torch
+    from torch.nn import functional as F
+    from triton.testing import do_bench
+
+    from deepwell.lm.precision.fp8_gpu import Kernels, _by_rows, _even_tiles
+
+    kernels = Kernels(False)
+    x, grad = (torch.randn(rows, width, dtype=torch.bfloat16, device="cuda") for width in (depth, columns))
+    weight = torch.randn(*([experts] if experts else []), columns, depth, device="cuda")
+    narrow = weight.bfloat16()
+    loads = torch.bincount(torch.randint(max(experts, 1), (rows,)), minlength=max(experts, 1))
+    offsets = loads.cumsum(0).to(device="cuda", dtype=torch.int32) if experts else None
+    tiles, kept = kernels.rows(x), kernels.columns(x, offsets)
+    flat = weight.flatten(0, -2)
+    values, scales = kernels._rounded(flat, _even_tiles(flat, max(experts, 1)), transposed=False, whole=True)
+    by_group = (columns * depth, scales.shape[0] // max(experts, 1) * scales.stride(0))
+    out = torch.empty_like(grad)
+    runs: dict[str, Callable[[], Any]] = {
+        "fp8 product alone": lambda: _by_rows(
+            tiles, values, scales, by_group, depth, out, offsets, max(experts, 1)
+        ),
+        "fp8 rounding rows": lambda: kernels.rows(x),
+        "fp8 rounding columns": lambda: kernels.columns(x, offsets),
+        "fp8 forward": lambda: kernels.forward(kernels.rows(x), weight, offsets, torch.bfloat16),
+        "fp8 grad of input": lambda: kernels.grad_input(grad, weight, offsets),
+        "fp8 grad of weight": lambda: kernels.grad_weight(grad, kept.values, kept.scales, weight, offsets),
+    }  # fmt: skip
+    if experts:
+        runs["bf16 forward"] = lambda: F.grouped_mm(x, narrow.transpose(1, 2), offs=offsets)
+        runs["bf16 grad of input"] = lambda: F.grouped_mm(grad, narrow, offs=offsets)
+        runs["bf16 grad of weight"] = lambda: F.grouped_mm(grad.t(), x, offs=offsets)
+    else:
+        runs["bf16 forward"] = lambda: x @ narrow.t()
+        runs["bf16 grad of input"] = lambda: grad @ narrow
+        runs["bf16 grad of weight"] = lambda: grad.t() @ x
+        # cuBLAS wants the scales of rows one column after the other.
+        turned, right = tiles.scales.t().contiguous().t(), values.view(torch.float8_e4m3fn).t()
+        kinds = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
+        for name, other in (("", scales), (", scales turned", scales.t())):
+            runs[f"torch.scaled_mm product alone{name}"] = lambda other=other: F.scaled_mm(  # type: ignore[misc]
+                tiles.values, right, turned, kinds[0], other, kinds[1], output_dtype=torch.bfloat16
+            )
+    found: dict[str, Any] = {"shape": f"{rows} x {columns} x {depth}, {experts or 'no'} experts"}
+    right_one = runs["fp8 product alone"]().float()
+    for name, run in runs.items():
+        try:
+            took = do_bench(run, return_mode="median")
+            found[f"{name}, us"] = took * 1000
+            if "product" in name:
+                found[f"{name}, share of bf16's peak"] = (
+                    2 * rows * columns * depth / took * 1000 / peak["flops_a_second"]
+                )
+            if "scaled_mm" in name:
+                found[f"{name}, away from ours"] = float((run().float() - right_one).norm() / right_one.norm())
+        except Exception as problem:  # torch's own product has demands that differ by version and GPU
+            found[name] = f"{type(problem).__name__}: {str(problem)[:200]}"
     return found
 
 
@@ -264,9 +326,9 @@ def main() -> int:
     """Check, then measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--only", nargs="+", choices=("checks", "kernels", "models"))
+    parser.add_argument("--only", nargs="+", choices=("checks", "kernels", "training", "models"))
     args = parser.parse_args()
-    parts = args.only or ["checks", "kernels", "models"]
+    parts = args.only or ["checks", "kernels", "training", "models"]
 
     import torch
 
@@ -317,6 +379,14 @@ def main() -> int:
         for rows in (1, 16, 64, 512, 4096):
             for columns, depth in ((4096, 4096), (14336, 4096), (2112, 7168)):
                 tried(f"product {rows} x {columns} x {depth}", lambda: time_product(rows, columns, depth, peak))  # noqa: B023
+    if "training" in parts:
+        for rows, columns, depth, experts in (
+            (4096, 4096, 4096, 0), (8192, 7168, 2048, 0), (8192, 2112, 7168, 0), (16384, 4096, 7168, 8)
+        ):  # fmt: skip
+            tried(
+                f"training {rows} x {columns} x {depth}, {experts} experts",
+                lambda: time_training(rows, columns, depth, experts, peak),  # noqa: B023
+            )
     if "models" in parts:
         for name in args.models:
             tried(f"{name}, all", lambda: time_model(name, peak, keep))  # noqa: B023

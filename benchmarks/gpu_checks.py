@@ -111,6 +111,45 @@ def check_fp8(rows: int, columns: int, depth: int, experts: int, dtype: torch.dt
     return error(fp8_grouped(x, matrix, ends, kernel=True), wanted)
 
 
+def check_training(rows: int, columns: int, depth: int, experts: int, dtype: torch.dtype, device: str) -> float:
+    """The worst error of the three products of FP8 training, against float64 products of the same rounded operands.
+
+    Kernels must have rounded them to the very bits of the emulation; if not, the error is infinite.
+    """
+    from deepwell.lm.precision.fp8_emulation import Emulation
+    from deepwell.lm.precision.fp8_gpu import Kernels
+
+    kernels, emulation = Kernels(False), Emulation(True, False)
+    x, grad = torch.randn(rows, depth).to(dtype), torch.randn(rows, columns).to(dtype)
+    weight = torch.randn(*([experts] if experts else []), columns, depth)
+    loads = torch.bincount(torch.randint(max(experts, 1), (rows,)), minlength=max(experts, 1))
+    offsets = loads.cumsum(0).to(torch.int32) if experts else None
+    there = None if offsets is None else offsets.to(device)
+    rows_there = kernels.rows(x.to(device))
+    same = torch.equal(rows_there.values.cpu().view(torch.uint8), emulation.rows(x).values.view(torch.uint8))
+    if not same or not torch.equal(rows_there.scales.cpu(), emulation.rows(x).scales):
+        return float("inf")
+    kept = kernels.columns(x.to(device), there)
+    found = (
+        kernels.forward(rows_there, weight.to(device), there, dtype),
+        kernels.grad_input(grad.to(device), weight.to(device), there),
+        kernels.grad_weight(grad.to(device), kept.values, kept.scales, weight.to(device), there),
+    )
+    matrices = emulation.matrices(weight).dequantised().double().view(-1, columns, depth)
+    parts = [
+        one.dequantised().double().split(loads.tolist())
+        for one in (
+            emulation.rows(x), emulation.rows(grad), emulation.columns(x, offsets), emulation.columns(grad, offsets)
+        )
+    ]  # fmt: skip
+    wanted = (
+        torch.cat([part @ one.t() for part, one in zip(parts[0], matrices, strict=True)]),
+        torch.cat([part @ one for part, one in zip(parts[1], matrices, strict=True)]),
+        torch.stack([back.t() @ part for part, back in zip(parts[2], parts[3], strict=True)]).view(weight.shape),
+    )
+    return max(error(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+
+
 def check_steps(config: Any, dtype: torch.dtype, device: str, record: Callable[..., Any] | None) -> float:
     """States of decoding steps, graphs included, against a plain pass without a cache, the worst of three."""
     from deepwell.lm.engine.gpu.runner import GPURunner
@@ -176,6 +215,13 @@ def all_checks(device: str) -> dict[str, tuple[float, float]]:
             for dtype, limit in LIMITS.items():
                 what = f"FP8 {rows} x {columns} x {depth}, {experts or 'no'} experts, {str(dtype)[6:]}"
                 note(what, limit, lambda: check_fp8(rows, columns, depth, experts, dtype, device))  # noqa: B023
+    for rows, columns, depth in [(1000, 2112, 1024), (4096, 1536, 2048)] if large else [(70, 72, 200)]:
+        for experts in (0, 8):
+            for dtype in (torch.float32, torch.bfloat16):
+                what = f"FP8 training {rows} x {columns} x {depth}, {experts or 'no'} experts, {str(dtype)[6:]}"
+                # Within 128 values a tensor core adds with about 14 bits.
+                limit = max(LIMITS[dtype], 2e-3 if large else 0.0)
+                note(what, limit, lambda: check_training(rows, columns, depth, experts, dtype, device))  # noqa: B023
     for name, config in small_shapes().items():
         # bf16 differs by its rounding; a wrong row would differ by all there is.
         for dtype in (torch.float32, torch.bfloat16) if large else (torch.float32,):

@@ -24,7 +24,8 @@ SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
 POINTERS = {
     "latent_queries": "bf16", "rope_queries": "bf16", "rows": "bf16", "tables": "i32", "firsts": "i32",
     "lengths": "i32", "out": "fp32", "sums": "fp32", "parts": "fp32", "x": "bf16", "weights": "u8", "scales": "fp32",
-    "bias": "bf16", "tile_group": "i32", "tile_first": "i32", "ends": "i32",
+    "bias": "bf16", "tile_group": "i32", "tile_first": "i32", "ends": "i32", "tile_end": "i32", "steps_end": "i32",
+    "values": "u8", "left": "u8", "right": "u8", "left_scales": "fp32", "right_scales": "fp32",
 }  # fmt: skip
 ROW = "{:<42}{:>5}{:>7}{:>7}{:>10}{:>8}{:>11}"
 
@@ -79,8 +80,10 @@ def cases(capability: int) -> list[tuple[str, Any, dict[str, Any], int, int]]:
     from deepwell.lm.engine.gpu.attention import summed_width, tiling_for
     from deepwell.lm.engine.gpu.attention_kernels import attend_split, join_splits
     from deepwell.lm.model.config import ModelConfig
+    from deepwell.lm.precision.fp8_gpu import tile_for as training_tile_for
     from deepwell.lm.precision.fp8_kernels import multiply_blocks
     from deepwell.lm.precision.fp8_products import tile_for
+    from deepwell.lm.precision.fp8_training_kernels import multiply_tiles, round_tiles
 
     made: list[tuple[str, Any, dict[str, Any], int, int]] = []
     for name in ("deepseek-v3", "deepseek-v2-lite", "r1-distill-llama-8b", "smollm2-135m"):
@@ -105,6 +108,19 @@ def cases(capability: int) -> list[tuple[str, Any, dict[str, Any], int, int]]:
             }  # fmt: skip
             what = f"FP8 product, {rows} rows{', experts' if grouped else ''}"
             made.append((what, multiply_blocks, constants, warps, stages))
+    for what, transposed, whole in (("rows", False, False), ("columns", True, False), ("weights turned", True, True)):
+        constants = {
+            "transposed": transposed, "whole": whole, "power_of_two": False, "has_fp8": capability >= 89, "block": 128,
+        }  # fmt: skip
+        made.append((f"FP8 training, rounding {what}", round_tiles, constants, 8, 3))
+    for rows in (16, 256, 4096):
+        for what, by_depth in (("", False), (", over tokens", True)):
+            row_tile, column_tile, warps, stages = training_tile_for(rows, by_depth, divmod(capability, 10))
+            constants = {
+                "by_depth": by_depth, "by_block": not by_depth, "has_fp8": capability >= 89, "row_tile": row_tile,
+                "column_tile": column_tile, "block": 128, "operand": tl.bfloat16,
+            }  # fmt: skip
+            made.append((f"FP8 training, {rows} rows{what}", multiply_tiles, constants, warps, stages))
     return made
 
 

@@ -84,6 +84,7 @@ def test_no_rows_make_no_result_and_zero_gradients() -> None:
     assert not kernels.grad_weight(torch.randn(0, 16), kept.values, kept.scales, weight, None).any()
 
 
-def test_fewer_rows_take_lower_tiles() -> None:
-    assert [tile_for(rows)[0] for rows in (1, 200, 5000)] == [32, 64, 128]
-    assert all(tile_for(rows)[1] == 128 for rows in (1, 200, 5000))
+def test_fewer_rows_and_older_gpus_take_smaller_tiles() -> None:
+    assert [tile_for(rows)[:2] for rows in (1, 200, 5000)] == [(32, 128), (64, 128), (128, 128)]
+    assert tile_for(5000, by_depth=True)[0] == 64
+    assert tile_for(5000, capability=(8, 0))[0] == 64

@@ -86,8 +86,8 @@ class Kernels:
             with torch.cuda.device_of(x):
                 round_tiles[(count, across)](
                     x, values, scales, *tiles, columns, x.stride(0), values.stride(0), scales.stride(0),
-                    transposed=transposed, whole=whole, power_of_two=self.power_of_two, has_fp8=_has_fp8(x.device),
-                    block=TILE, num_warps=8,
+                    transposed=transposed, whole=whole, power_of_two=self.power_of_two,
+                    has_fp8=_capability(x) >= (8, 9), block=TILE, num_warps=8,
                 )  # fmt: skip
         return values, scales
 
@@ -99,7 +99,7 @@ def _by_rows(
     """Rows of each group by its matrix."""
     ends = _ends(out, offsets)
     if len(out):
-        tile = tile_for(-(-len(out) // groups))[0]
+        tile = tile_for(-(-len(out) // groups), False, _capability(out))[0]
         group, first = row_tiles(ends, len(out), tile)
         end = ends[group.clamp_max(groups - 1).long()]
         _multiply(
@@ -116,7 +116,9 @@ def _multiply(
     from deepwell.lm.precision.operands import operand
 
     by_depth = steps_end is not None
-    row_tile, column_tile, warps, stages = tile_for(rows if by_depth else -(-rows // groups))
+    row_tile, column_tile, warps, stages = tile_for(
+        rows if by_depth else -(-rows // groups), by_depth, _capability(out)
+    )
     columns = out.shape[-1]
     down, across = -(-rows // row_tile) if by_depth else len(tiles[0]), -(-columns // column_tile)
     with torch.cuda.device_of(out):
@@ -124,16 +126,22 @@ def _multiply(
             left.view(torch.uint8), left_scales, right.view(torch.uint8), right_scales, out, *tiles, steps_end,
             rows, columns, depth, groups, left.stride(0), left_scales.stride(0), right.stride(0), by_group[0],
             right_scales.stride(0), by_group[1], by_depth=by_depth, by_block=not by_depth,
-            has_fp8=_has_fp8(out.device), row_tile=row_tile, column_tile=column_tile, block=TILE,
+            has_fp8=_capability(out) >= (8, 9), row_tile=row_tile, column_tile=column_tile, block=TILE,
             operand=operand(torch.bfloat16), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
-def tile_for(rows: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a tile of the result, warps and stages of loading, for groups of so many rows."""
+def tile_for(rows: int, by_depth: bool = False, capability: tuple[int, int] = (9, 0)) -> tuple[int, int, int, int]:
+    """Rows and columns of a tile of the result, warps and stages of loading, for groups of so many rows.
+
+    Two scales to multiply by (``by_depth``: each column of both sides has its own), or tensor cores before Hopper's
+    (capability 9.0), leave no registers for the sums of the largest tile.
+    """
     if rows <= 32:
-        return 32, 128, 4, 4
-    return (64, 128, 4, 3) if rows <= 256 else (128, 128, 8, 3)
+        return (32, 128, 4, 4) if capability >= (9, 0) else (32, 128, 8, 2)
+    if capability < (9, 0):
+        return 64, 128, 8, 2
+    return (64, 128, 4, 3) if rows <= 256 or by_depth else (128, 128, 8, 3)
 
 
 def _even_tiles(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -157,5 +165,6 @@ def _ends(x: Tensor, offsets: Tensor | None) -> Tensor:
     return torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device) if offsets is None else offsets
 
 
-def _has_fp8(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def _capability(tensor: Tensor) -> tuple[int, int]:
+    """Of the GPU that holds it; (0, 0) in Triton's interpreter."""
+    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (0, 0)
