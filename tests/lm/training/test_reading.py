@@ -213,7 +213,7 @@ def everything_changed() -> Recipe:
                 SourceSection(path="b", prompt="p", answer="a", epochs=0.5),
             ),
         ),
-        batch=BatchSection(epochs=1.5, ramp=((0.0, 1.0),)),
+        batch=BatchSection(epochs=1.5, ramp=((0.0, 1.0), (0.5, 8.0))),
         optimizer=OptimizerSection(eps=1e-12, betas=(0.0, 0.5)),
     )
 

@@ -74,6 +74,7 @@ def recipe(**changes: Any) -> Recipe:
         (BatchSection, {"steps": 1, "ramp": ((0.1, 4.0),)}, "batch.ramp"),
         (BatchSection, {"steps": 1, "ramp": ((0.0, 0.0),)}, "batch.ramp"),
         (BatchSection, {"steps": 1, "ramp": ((0.0, 4.0), (0.5, 8.0), (0.2, 16.0))}, "batch.ramp"),
+        (BatchSection, {"steps": 1, "sequences": 8, "ramp": ((0.0, 2.0), (0.5, 4.0))}, "batch.ramp"),
         (OptimizerSection, {"name": "sgd"}, "optimizer.name"),
         (OptimizerSection, {"lr": 0.0}, "optimizer.lr"),
         (OptimizerSection, {"eps": -1e-8}, "optimizer.eps"),

@@ -65,7 +65,7 @@ def test_tiny_is_what_its_comments_say() -> None:
     assert config.topk_group < config.n_group
     assert (config.n_shared_experts, config.num_nextn_predict_layers) == (1, 1)
     assert config.latent_width == 64 + 32
-    assert recipe.batch.tokens / 3000 < 45 * 60, "well under an hour at 3000 tokens a second"
+    assert recipe.batch.tokens / 1200 < 45 * 60, "well under an hour at 1200 tokens a second, a core's share"
     text = resources.files("deepwell.recipes").joinpath("pretrain-tiny.toml").read_text(encoding="utf-8")
     assert re.search(r"Of 20\.5 million parameters a token uses 5\.7 million", text)
 
