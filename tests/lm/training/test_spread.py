@@ -226,7 +226,12 @@ def together(size: int, folder: Path) -> None:
         subprocess.Popen([*command, str(rank), str(size), str(folder), str(port)], env={**os.environ})
         for rank in range(size)
     ]
-    assert [child.wait(60) for child in children] == [0] * size
+    try:
+        assert [child.wait(100) for child in children] == [0] * size
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 @pytest.mark.slow
