@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from deepwell.errors import TrainingError
@@ -24,6 +24,7 @@ from deepwell.lm.parallel.world import World
 from deepwell.lm.training.evaluating import evaluating, validate
 from deepwell.lm.training.optimizers import build, muon
 from deepwell.lm.training.recipe import OptimizerSection
+from deepwell.lm.weights.lora import LoraConfig, add_lora, lora_layers
 
 CONFIG = ModelConfig.named("debug-moe").replace(
     vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, q_lora_rank=16,
@@ -185,6 +186,13 @@ def freeze(model: Transformer) -> None:
         parameter.requires_grad_("layers.1.mlp.experts" in name or "layers.2.self_attn.o_proj" in name)
 
 
+def adapt(model: Transformer) -> None:
+    torch.manual_seed(11)
+    add_lora(model, LoraConfig(rank=4, alpha=8.0, targets=("all-linear",)))
+    for _, layer in lora_layers(model):
+        nn.init.normal_(layer.lora_b, std=0.2)
+
+
 def recompute(kind: str) -> Callable[[Transformer], None]:
     def set_it(model: Transformer) -> None:
         model.recompute = kind
@@ -221,6 +229,7 @@ def special(world: World) -> None:
             compare(f"tied, {where}", there, CONFIG.replace(tie_word_embeddings=True))
             compare(f"blocks again, {where}", there, prepare=recompute("blocks"), micro=2)
             compare(f"attention again, {where}", there, prepare=recompute("attention"))
+            compare(f"adapter, {where}", there, prepare=adapt, micro=2)
             compare(f"frozen, {where}", there, prepare=freeze, micro=2)
             compare(f"dynamic gating, {where}", there, CONFIG.replace(dynamic_gating=gating))
 

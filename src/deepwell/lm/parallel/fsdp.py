@@ -33,7 +33,7 @@ def shard(model: Transformer, world: World) -> None:
         # FSDP looks for tensors in what a module returns, to learn when its backward pass begins.
         if cls not in _pytree.SUPPORTED_NODES:
             _pytree.register_dataclass(cls)
-    own: set[nn.Parameter] = set()
+    own = _shadowed(model)
     for module in model.modules():
         if isinstance(module, ParallelExperts):
             if world.experts == world.size:  # nobody else has them
@@ -51,6 +51,19 @@ def shard(model: Transformer, world: World) -> None:
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to sum
     for method in ("loss", "hidden", "draft"):  # ways in besides a call; each gathers the root's weights
         register_fsdp_forward_method(model, method)
+
+
+def _shadowed(model: nn.Module) -> set[nn.Parameter]:
+    """Weights that stay whole in every process: those under an adapter, which are frozen.
+
+    FSDP asks a module for its parameters by name, and a module with an adapter answers with both together.
+    """
+    return {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(getattr(type(module), name, None), property)
+    }
 
 
 def _within_experts(world: World) -> Callable[[nn.Parameter], Shard | None]:

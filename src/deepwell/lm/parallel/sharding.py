@@ -7,7 +7,7 @@ one layer, and the embedding, the head and the MTP modules, which are needed whe
 ``data="copy"`` keeps all of them in every process and sums gradients once a step: less is sent, more is kept.
 
 With ``experts`` above 1 the routed experts are spread first (see ``experts``), then each process's own are sharded or
-copied over the processes that hold the same ones.
+copied over the processes that hold the same ones. Weights under an adapter (LoRA) stay whole in every process.
 
 Gradients are *sums* over processes. A loss is already its rows' share of the whole step's (``Whole``), so a mean would
 divide a second time. Weights are gathered, and gradients summed, in float32: the network narrows its weights itself, as
