@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from deepwell.lm.training.panel import Panel, sparkline
-from deepwell.lm.training.records import Noted, Record, Started, Stepped, Validated
+from deepwell.lm.training.records import Noted, Record, Sampled, Started, Stepped, Validated
 
 from . import made_up
 
@@ -177,3 +177,7 @@ def test_sparklines(values: list[float], width: int, bars: str) -> None:
 def test_sparklines_from_zero_and_in_ascii() -> None:
     assert sparkline([1, 1], 5, lowest=0) == "██"
     assert sparkline([0, 1], 5, ascii_only=True) == "_#"
+
+
+def test_a_sample_without_a_prompt_is_only_its_text() -> None:
+    assert lines([Sampled(step=5, prompt="", text="so it\nbegins")]) == ["step 5  so it begins"]

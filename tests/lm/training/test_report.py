@@ -186,9 +186,10 @@ def test_the_recipe_is_shown_as_toml_and_one_of_another_version_as_it_is(tmp_pat
 def test_a_run_in_two_sittings_says_where_it_went_on(tmp_path: Path) -> None:
     start, *rest = made_up.run(steps=8, look_every=0)
     assert isinstance(start, Started)
-    again = replace(start, step=4, device="cuda:0", processes=8)
+    again = replace(start, step=4, device="cuda:0", processes=8, peak_flops=8e15)
     page = report(tmp_path, [start, *rest[:4], again, *rest[4:]])
     assert "in 2 sittings" in page.words
+    assert "31% timed anew in each sitting" in page.words
     assert "step 4 went on, on 8 x cuda:0" in page.words
 
 

@@ -156,7 +156,7 @@ class Panel:
             room -= 1
         parts += _experts(state, width, room, ascii_only)
         if state.sample is not None and room >= 0:
-            text = f"{_line(state.sample.prompt)} {_line(state.sample.text)}"
+            text = _line(f"{state.sample.prompt} {state.sample.text}")
             parts.append(Text(f"“{_cut(text, width - 8)}”", "italic dim", no_wrap=True, overflow="ellipsis"))
         parts += [Text(_cut(note, width - 4), "yellow", no_wrap=True, overflow="ellipsis") for note in state.notes]
         return Frame(Group(*parts), title=_title(state, width), title_align="left", border_style="dim")
@@ -177,7 +177,8 @@ class Panel:
                     f"{decimals(record.bits_per_byte)} bits per byte{more}"
                 )
             case Sampled():
-                self._print(f"step {record.step:,}  {_line(record.prompt)} > {_cut(_line(record.text), 300)}")
+                prompt = f"{_line(record.prompt)} > " if record.prompt else ""
+                self._print(f"step {record.step:,}  {prompt}{_cut(_line(record.text), 300)}")
             case Noted():
                 self._print(f"step {record.step:,}  {_line(record.message)}")
             case Ended():

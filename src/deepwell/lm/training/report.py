@@ -130,7 +130,8 @@ def _tiles(run: Diary) -> list[tuple[str, str, str]]:
         shown.append(("tokens a second", f"{statistics.median(paces):,.0f}", "median over steps"))
     shares = [step.share_of_peak for step in run.steps if step.share_of_peak > 0]
     if shares:
-        more = f"of {rate(run.started.peak_flops, 'FLOP/s')}"
+        peaks = [sitting.peak_flops for sitting in run.sittings]
+        more = f"of {rate(peaks[-1], 'FLOP/s')}" if max(peaks) < 1.1 * min(peaks) else "timed anew in each sitting"
         shown.append(("of the machine's peak", share(statistics.median(shares)), more))
     memory = max((step.memory_mb for step in run.steps), default=0.0)
     if memory > 0:
