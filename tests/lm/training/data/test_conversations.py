@@ -89,7 +89,7 @@ def test_the_tokens_before_an_answer_are_the_prompt(tokenizers: dict[str, Tokeni
 _TEXT = st.text(alphabet="ab é井😀<>|｜\n[/INST]think", max_size=30)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(st.sampled_from(["deepseek", "chatml", "llama3"]), st.lists(_TEXT, min_size=2, max_size=6))
 def test_learned_is_exactly_what_was_said(tokenizers: dict[str, Tokenizer], name: str, turns: list[str]) -> None:
     turns = turns[: len(turns) // 2 * 2]

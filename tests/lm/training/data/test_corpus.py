@@ -69,7 +69,7 @@ def test_the_split_stays_when_documents_come(
 
 
 # Not at random: of pairs just above the border a few in a thousand are missed, as the module says.
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None, derandomize=True)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None, derandomize=True)
 @given(st.data(), st.booleans())
 def test_nothing_of_one_side_is_on_the_other(
     tmp_path: Path, make_words: Words, make_recipe: MakeRecipe, tokenizer: Tokenizer, data: Any, deduplicate: bool

@@ -36,7 +36,7 @@ def whole_epoch(rows: Rows, epoch: int = 0) -> Batch:
     return rows.batch(epoch * len(rows), len(rows))
 
 
-_fixtures = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+_fixtures = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12, deadline=None)
 
 
 @_fixtures
