@@ -197,7 +197,8 @@ class _Run:
         loop, log = self.loop, self.recipe.log
         if resume:
             self._restore()
-        self.journal.resume(loop.progress.step)
+        if self.world.is_main:
+            self.journal.resume(loop.progress.step)
         if log.tensorboard and self.world.is_main:
             self._watch_by_tensorboard()
         self._tell(self._started())
