@@ -20,7 +20,7 @@ setup: $(READY)  ## Create .venv with every extra, exactly as requirements.lock 
 # torch: the lock says ==2.13.0, which any build of that version satisfies (2.13.0+cpu, 2.13.0+cu130). Which one you get
 # is your package index's choice: point pip at a CPU or CUDA index (pip config, PIP_INDEX_URL, PIP_FIND_LINKS) before setup.
 # triton is locked to the version that the CUDA builds of this torch demand.
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deepwell/lm/engine/native/*.[ch] src/deepwell/lm/precision/native/*.c)
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deepwell/lm/*/native/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

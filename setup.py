@@ -1,6 +1,6 @@
 """The compiled part of the package; all else stands in pyproject.toml.
 
-The network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C
+The engine's network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C
 compiler, installation goes on without (``optional``), and the engine computes with PyTorch.
 """
 
@@ -28,4 +28,14 @@ tiles = Extension(
     extra_compile_args=FLAGS,
     optional=True,
 )
-setup(ext_modules=[build("avx2", "-mavx2", "-mfma", "-mf16c"), build("generic"), tiles])
+TRAINING = "src/deepwell/lm/model/native"
+AVX512_BF16 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
+training = Extension(
+    "deepwell.lm.model.native._training",
+    [f"{TRAINING}/{name}.c" for name in ("attention", "rowwise")],
+    depends=[f"{TRAINING}/tiles.h"],
+    extra_compile_args=[*FLAGS, "-Wno-unused-function", *AVX512_BF16],
+    extra_link_args=["-lm"],
+    optional=True,
+)
+setup(ext_modules=[build("avx2", "-mavx2", "-mfma", "-mf16c"), build("generic"), tiles, training])

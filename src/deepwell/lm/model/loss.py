@@ -130,8 +130,9 @@ def _mean_loss(
     reach = labels.shape[1] - ahead
     wanted = wanted_places(labels, documents, ahead)
     count = int(wanted.sum())
-    total = linear_cross_entropy(hidden[:, :reach][wanted], model.head_weight, labels[:, ahead:][wanted])
-    return total / max(count if whole is None else whole.predictions[ahead - 1], 1), count
+    divisor = max(count if whole is None else whole.predictions[ahead - 1], 1)
+    aims = labels[:, ahead:][wanted]
+    return linear_cross_entropy(hidden[:, :reach][wanted], model.head_weight, aims, divisor), count
 
 
 def wanted_places(labels: Tensor, documents: Tensor | None, ahead: int) -> Tensor:

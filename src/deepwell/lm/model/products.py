@@ -7,6 +7,10 @@ without bf16 instructions multiplies bf16 at an eighth of its float32 speed (and
 operands are widened for the product alone and the result is narrowed again: same storage, same interface, float32
 accumulation. Processors with bf16 instructions, and GPUs, multiply bf16 as it is.
 
+*By whom it is computed.* Where the package's compiled kernels suit (``native``: bf16 on an x86 processor with bf16
+instructions), they take what PyTorch does in many passes: attention, norms, gates, the softmax of the loss, and the
+gradients of float32 weights, which they sum in float32. The rest, and all of it elsewhere, is PyTorch's.
+
 *What is kept for the backward pass.* Only what came in, in the dtype in which it came; whatever can be computed again
 in one cheap pass (a widened copy, a gate's activation, a normalised row) is not stored.
 """
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deepwell.lm.model.native import calls
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -55,24 +61,31 @@ def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type != "cpu" or cpu_multiplies(dtype)
 
 
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels take these."""
+    return cpu_multiplies(torch.bfloat16) and calls.available(*tensors)
+
+
 _scratch = threading.local()
 _SCRATCH_VALUES = 2**25
-"""Matrices up to this size (128 MB in float32) are widened into a buffer that is kept; larger ones into new memory."""
+"""Matrices up to this size (64 MB in bf16) are converted into a buffer that is kept; larger ones into new memory."""
 _FEW_ROWS = 8
 """Up to so many rows torch's bf16 product, which reads the matrix as it is, beats widening the matrix first."""
 
 
-def _widened_matrix(matrix: Tensor) -> Tensor:
-    """As ``widened``, but what it gives is good only until the next call on this thread.
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight as it is multiplied with activations of ``dtype``; good only until the next call on this thread.
 
-    A network widens its matrices one after the other; new memory for each would cost more than the copy itself.
+    A network converts its matrices one after the other; new memory for each would cost more than the copy itself.
     """
-    if widened(matrix[:0]).dtype is matrix.dtype or matrix.numel() > _SCRATCH_VALUES:
-        return widened(matrix)
+    target = widened(operand(weight[:0], dtype)).dtype
+    if target is weight.dtype or weight.device.type != "cpu" or weight.numel() > _SCRATCH_VALUES:
+        return widened(operand(weight, dtype))
     buffer: Tensor | None = getattr(_scratch, "buffer", None)
-    if buffer is None or buffer.numel() < matrix.numel():
-        buffer = _scratch.buffer = torch.empty(matrix.numel(), dtype=torch.float32)
-    return buffer[: matrix.numel()].view(matrix.shape).copy_(matrix)
+    size = weight.numel() * target.itemsize
+    if buffer is None or buffer.numel() < size:
+        buffer = _scratch.buffer = torch.empty(size, dtype=torch.uint8)
+    return buffer[:size].view(target).view(weight.shape).copy_(weight)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -85,6 +98,15 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return (widened(a) @ widened(b)).to(a.dtype)
 
 
+def _outer(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """``left^T right`` in ``dtype``: the gradient of a weight. [K, M], [K, N] -> [M, N]."""
+    if dtype is torch.float32 and right.shape[1] % 16 == 0 and _compiled(left, right):
+        total = torch.empty(left.shape[1], right.shape[1])
+        calls.outer(left, right, total)
+        return total
+    return (widened(left).t() @ widened(right)).to(dtype)
+
+
 class _Linear(torch.autograd.Function):
     """``x W^T + b`` that widens for the product and keeps its inputs as they came."""
 
@@ -93,7 +115,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
         wide = widened(x)
-        matrix = _widened_matrix(operand(weight, x.dtype))
+        matrix = _matrix(weight, x.dtype)
         return F.linear(wide, matrix, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
 
     @staticmethod
@@ -103,9 +125,9 @@ class _Linear(torch.autograd.Function):
         wide = widened(rows)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = (wide @ _widened_matrix(operand(weight, x.dtype))).to(x.dtype).view(x.shape)
+            grad_x = (wide @ _matrix(weight, x.dtype)).to(x.dtype).view(x.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = (wide.t() @ widened(x.flatten(0, -2))).to(weight.dtype)
+            grad_weight = _outer(rows, x.flatten(0, -2), weight.dtype)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = at_least_float32(rows).sum(0).to(weight.dtype)
         return grad_x, grad_weight, grad_bias
@@ -151,11 +173,22 @@ def _is_aligned(tensor: Tensor) -> bool:
     return all(stride == 1 or stride * tensor.element_size() % 16 == 0 for stride in tensor.stride())
 
 
+def _grouped_outer(left: Tensor, right: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``weight`` [E, M, N], a group after the other: [K, M], [K, N] -> [E, M, N]."""
+    if weight.dtype is torch.float32 and right.shape[1] % 16 == 0 and _compiled(left, right):
+        total = torch.empty(weight.shape)
+        ends = offsets.tolist()
+        for part, start, end in zip(total, [0, *ends[:-1]], ends, strict=True):
+            calls.outer(left[start:end], right[start:end], part)
+        return total
+    return _grouped(widened(left).contiguous().t(), widened(right), offsets).to(weight.dtype)
+
+
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, offsets)
-        matrices = _widened_matrix(operand(weight, x.dtype))
+        matrices = _matrix(weight, x.dtype)
         return _grouped(widened(x), matrices.transpose(1, 2), offsets).to(x.dtype)
 
     @staticmethod
@@ -164,9 +197,9 @@ class _GroupedLinear(torch.autograd.Function):
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _grouped(wide, _widened_matrix(operand(weight, x.dtype)), offsets).to(x.dtype)
+            grad_x = _grouped(wide, _matrix(weight, x.dtype), offsets).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _grouped(wide.t(), widened(x), offsets).to(weight.dtype)
+            grad_weight = _grouped_outer(grads[0], x, offsets, weight)
         return grad_x, grad_weight, None
 
 
@@ -184,12 +217,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if _compiled(gate, up):
+            return calls.swiglu_forward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         grad = grads[0]
+        if _compiled(gate, up, grad):
+            return calls.swiglu_backward(grad, gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
@@ -203,6 +240,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if _compiled(x):
+            out, inverse = calls.norm_forward(x, weight, eps)
+            ctx.save_for_backward(x, weight, inverse)
+            return out
         wide = at_least_float32(x)
         inverse = torch.linalg.vecdot(wide, wide).unsqueeze_(-1).div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
@@ -212,6 +253,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        if _compiled(x, grads[0]):
+            found = calls.norm_backward(grads[0], x, weight, inverse, *ctx.needs_input_grad[:2])
+            return found[0], None if found[1] is None else found[1].to(weight.dtype), None
         grad = at_least_float32(grads[0])
         normed = at_least_float32(x) * inverse
         grad_weight = grad_x = None
@@ -236,6 +280,25 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _CompiledAttention(torch.autograd.Function):
+    """Attention by the compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        out, normaliser = calls.attention_forward(query, key, value, mask, causal, scale)
+        ctx.save_for_backward(query, key, value, out, normaliser, mask)
+        ctx.causal, ctx.scale = causal, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, normaliser, mask = ctx.saved_tensors
+        found = calls.attention_backward(grads[0], query, key, value, out, normaliser, mask, ctx.causal, ctx.scale)
+        return *found, None, None, None
 
 
 class _FlashOnCPU(torch.autograd.Function):
@@ -275,6 +338,8 @@ def attend(
     ``query`` [B, H, T, K], ``key`` [B, G, S, K], ``value`` [B, G, S, V] with G dividing H; ``mask`` [.., T, S] bool,
     True where a query may look, or None; ``causal`` only where T == S. -> [B, H, T, V] in the dtype of ``query``.
     """
+    if cpu_multiplies(torch.bfloat16) and calls.suits_attention(query, key, value, causal):
+        return _CompiledAttention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-any-return,no-untyped-call]
     width = value.shape[-1]
     if width < query.shape[-1] and query.device.type == "cpu":
         # The CPU's flash kernel wants one width; without it all T x T scores would be stored.
@@ -301,10 +366,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, divisor: int) -> Tensor:
         wanted = ctx.needs_input_grad
+        ctx.divisor = divisor
+        if _compiled(hidden) and weight.dtype is torch.float32 and hidden.shape[1] % 16 == 0:
+            ctx.divisor = 1
+            total, *found = _compiled_cross_entropy(hidden, weight, labels, divisor, wanted)
+            ctx.save_for_backward(*found)
+            return total
         total = torch.zeros((), dtype=torch.float32 if hidden.dtype in _HALF else hidden.dtype, device=hidden.device)
-        head = _widened_matrix(operand(weight, hidden.dtype))  # nothing else is widened before the last slice is done
+        head = _matrix(weight, hidden.dtype)  # nothing else is widened before the last slice is done
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wanted[1] else None
         rows = max(16, 2**22 // weight.shape[0])
@@ -324,21 +395,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight.addmm_(wrong.t().to(grad_weight.dtype), part.to(grad_weight.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return total
+        return total / divisor
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
+        times = grads[0] / ctx.divisor
+        if times.device.type == "cpu" and times == 1:  # as in training: spares a pass over a large matrix
+            return grad_hidden, grad_weight, None, None
         return (
-            None if grad_hidden is None else grad_hidden * grads[0].to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grads[0].to(grad_weight.dtype),
+            None if grad_hidden is None else grad_hidden * times.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * times.to(grad_weight.dtype),
+            None,
             None,
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross-entropy of ``hidden W^T`` against ``labels``, in float32, without the matrix of logits.
+def _compiled_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, divisor: int, wanted: tuple[bool, ...]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss divided, and the gradients of what is wanted. Logits are bf16 and become their gradients in place."""
+    head = _matrix(weight, hidden.dtype)
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight) if wanted[1] else None
+    rows = min(max(16, 2**25 // weight.shape[0]), max(hidden.shape[0], 1))
+    buffer = hidden.new_empty(rows, weight.shape[0])
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden.shape[0], rows):
+        part = hidden[start : start + rows]
+        logits = torch.mm(part, head.t(), out=buffer[: part.shape[0]])
+        total += calls.entropy_rows(logits, labels[start : start + rows], 1 / divisor, any(wanted[:2])).sum()
+        if grad_hidden is not None:
+            torch.mm(logits, head, out=grad_hidden[start : start + rows])
+        if grad_weight is not None:
+            calls.outer(logits, part, grad_weight, add=True)
+    return total / divisor, grad_hidden, grad_weight
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, divisor: int = 1) -> Tensor:
+    """Summed cross-entropy of ``hidden W^T`` against ``labels`` over ``divisor``, in float32, logits never all at once.
 
     ``hidden`` [N, h], ``weight`` [vocab, h], ``labels`` [N] int64, none of them masked -> scalar. N may be 0.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-any-return,no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden, weight, labels, divisor)  # type: ignore[no-any-return,no-untyped-call]
