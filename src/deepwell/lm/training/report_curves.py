@@ -12,8 +12,6 @@ from deepwell.lm.training.figures import centred, count, decimals, imbalance, la
 from deepwell.lm.training.records import Ended, Noted, Sampled, Started, Stepped, Validated
 from deepwell.lm.training.report_page import card, cards, folded, legend, table
 
-__all__ = ["Diary", "experts", "learning"]
-
 _COLOURS = 6
 _WIDE = 1180
 
