@@ -2,8 +2,8 @@
 
 People write recipes as TOML (``reading`` turns a file into a ``Recipe`` and names the line of what is wrong); every
 section below is a table of that file, every field a key. Checks of one section stand in its ``__post_init__``, those
-between sections in ``Recipe.__post_init__``. All of them raise ``RecipeError`` whose message begins with the
-dotted key, such as ``optimizer.lr``: that is how ``reading`` finds the line.
+between sections in ``Recipe.__post_init__``. All of them raise ``RecipeError`` whose message begins with the dotted
+key, such as ``optimizer.lr``: that is how ``reading`` finds the line. What goes in stands in ``recipe_inputs``.
 
 Schedules are lists of ``[from, value]`` pairs whose ``from`` is a share of the run between 0 and 1.
 """
@@ -14,177 +14,26 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepwell.errors import RecipeError
+from deepwell.lm.training.recipe_checks import Steps, check, check_steps, one_of, value_at
+from deepwell.lm.training.recipe_inputs import (
+    DataSection,
+    EsftSection,
+    LoraSection,
+    ModelSection,
+    SourceFormat,
+    SourceSection,
+    TokenizerSection,
+    Tune,
+)
+
+__all__ = [
+    "BalanceSection", "BatchSection", "CheckpointSection", "DataSection", "EsftSection", "GuardSection", "Kind",
+    "LogSection", "LoraSection", "MemorySection", "ModelSection", "MtpSection", "OptimizerSection",
+    "ParallelSection", "PrecisionSection", "Recipe", "ScheduleSection", "SourceFormat", "SourceSection", "Steps",
+    "TokenizerSection", "Tune", "value_at",
+]  # fmt: skip
 
 Kind = Literal["pretrain", "sft"]
-Tune = Literal["full", "lora", "esft"]
-Steps = tuple[tuple[float, float], ...]
-"""``((from, value), ...)``: from this share of the run on, this value. The first pair begins at 0."""
-
-
-def _check(holds: bool, key: str, problem: str, hint: str = "") -> None:
-    if not holds:
-        raise RecipeError(f"{key} {problem}", hint=hint)
-
-
-def _one_of(key: str, value: object, known: tuple[str, ...]) -> None:
-    _check(value in known, key, f"is {value!r}", f"known are {', '.join(known)}")
-
-
-def _check_steps(key: str, steps: Steps) -> None:
-    _check(bool(steps) and steps[0][0] == 0, key, "must begin with a pair [0, value]")
-    begins = [begin for begin, _ in steps]
-    _check(
-        begins == sorted(set(begins)) and begins[-1] < 1,
-        key,
-        "has shares of the run that do not rise from 0 to below 1",
-    )
-
-
-def value_at(steps: Steps, share: float) -> float:
-    """The value of a schedule of pairs at a share of the run."""
-    return [value for begin, value in steps if begin <= share][-1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSection:
-    """``[model.lora]``: low-rank adapters; see ``deepwell.lm.weights.lora``."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("all-linear",)
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.rank >= 1, "model.lora.rank", f"is {self.rank}; an adapter has at least 1")
-        _check(0 <= self.dropout < 1, "model.lora.dropout", f"is {self.dropout}; it is at least 0 and below 1")
-        _check(bool(self.targets), "model.lora.targets", "is empty")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EsftSection:
-    """``[model.esft]``: tune only the experts that a task uses (arXiv 2407.01906)."""
-
-    by: Literal["gate", "token"] = "gate"
-    """Rank experts by their average gate score, or by the share of tokens that they get."""
-    share: float = 0.2
-    """Take the best experts of each layer until their scores sum to this share."""
-    sample_tokens: int = 131_072
-    """Of the training data, looked at to rank the experts."""
-    tune_shared: bool = False
-    tune_rest: bool = False
-    """Also attention, norms, embedding and head."""
-
-    def __post_init__(self) -> None:
-        _one_of("model.esft.by", self.by, ("gate", "token"))
-        _check(0 < self.share <= 1, "model.esft.share", f"is {self.share}; it lies above 0 and up to 1")
-        _check(self.sample_tokens > 0, "model.esft.sample_tokens", f"is {self.sample_tokens}; it is above 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSection:
-    """``[model]``: what is trained. Exactly one of ``start`` and ``named`` (or a whole ``[model.config]``)."""
-
-    start: str = ""
-    """A model to go on from: a name, a folder or a GGUF file, as ``deepwell.lm.load`` takes."""
-    named: str = ""
-    """A shape with random weights: a name of ``ModelConfig.named``."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """Fields of ``ModelConfig``: over those of ``named``, or all of them."""
-    tune: Tune = "full"
-    lora: LoraSection = LoraSection()
-    esft: EsftSection = EsftSection()
-
-    def __post_init__(self) -> None:
-        _one_of("model.tune", self.tune, ("full", "lora", "esft"))
-        _check(not (self.start and self.named), "model.named", "and model.start exclude each other")
-        _check(
-            bool(self.start or self.named or self.config), "model", "names no network", "set model.named or model.start"
-        )
-        _check(not (self.start and self.config), "model.config", "describes a new network, and model.start an old one")
-        _check(bool(self.start) or self.tune == "full", "model.tune", f"is {self.tune!r}, which needs model.start")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerSection:
-    """``[tokenizer]``: of ``model.start`` where that is given; else ``start``, or one trained on the run's own text."""
-
-    start: str = ""
-    """A model's name or a folder with ``tokenizer.json``."""
-    vocab_size: int = 8192
-    """Of a tokenizer to be trained, control tokens included."""
-    sample_mb: float = 64.0
-    """Megabytes of the training text that it is trained on."""
-
-    def __post_init__(self) -> None:
-        _check(
-            self.vocab_size >= 300,
-            "tokenizer.vocab_size",
-            f"is {self.vocab_size}; 256 bytes and the control tokens need 300",
-        )
-        _check(self.sample_mb > 0, "tokenizer.sample_mb", f"is {self.sample_mb}; it is above 0")
-
-
-SourceFormat = Literal["auto", "text", "jsonl", "parquet", "huggingface"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSection:
-    """``[[data.sources]]``: files of one kind."""
-
-    path: str = ""
-    """A file, a folder, or a pattern (``docs/**/*.md``), relative to the recipe; or a data set's name."""
-    format: SourceFormat = "auto"
-    text: str = "text"
-    """The field with the text, of JSONL, Parquet and data sets."""
-    messages: str = ""
-    """The field with a conversation: a list of {role, content}. For ``kind = "sft"``."""
-    prompt: str = ""
-    """In place of ``messages``: the field with what the user says; ``answer`` is the field with the reply."""
-    answer: str = ""
-    system: str = ""
-    """A system message, the same for every row."""
-    split: str = "train"
-    """Of a Hugging Face data set."""
-    epochs: float = 1.0
-    """How often its documents come in one pass over the data; 0.5 takes every second one."""
-
-    def __post_init__(self) -> None:
-        _check(bool(self.path), "data.sources.path", "is missing")
-        _one_of("data.sources.format", self.format, ("auto", "text", "jsonl", "parquet", "huggingface"))
-        _check(bool(self.prompt) == bool(self.answer), "data.sources.answer", "and data.sources.prompt go together")
-        _check(
-            not (self.messages and self.prompt), "data.sources.messages", "and data.sources.prompt exclude each other"
-        )
-        _check(self.epochs > 0, "data.sources.epochs", f"is {self.epochs}; it is above 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSection:
-    """``[data]``: what is learned from, and in which rows."""
-
-    sources: tuple[SourceSection, ...] = ()
-    sequence_length: int = 512
-    """Tokens of a row."""
-    pack: bool = True
-    """Fill rows with several documents; else each document is a row of its own, cut or padded."""
-    mask_documents: bool = False
-    """Packed documents do not see each other (V3 packs without for pretraining, with for fine-tuning)."""
-    fim_rate: float = 0.0
-    """Share of documents turned into prefix, suffix, middle (V3 section 4.1: 0.1)."""
-    validation: float = 0.01
-    """Share of documents, chosen by their hash, that are held back."""
-    deduplicate: bool = True
-    """Leave out documents that are equal, or nearly (MinHash, Jaccard 0.8), to an earlier one."""
-    max_documents: int = 0
-    """Read so many documents at most; 0: all."""
-
-    def __post_init__(self) -> None:
-        _check(bool(self.sources), "data.sources", "is empty", "add a [[data.sources]] with a path")
-        _check(self.sequence_length >= 8, "data.sequence_length", f"is {self.sequence_length}; it is at least 8")
-        _check(0 <= self.fim_rate <= 1, "data.fim_rate", f"is {self.fim_rate}; it lies between 0 and 1")
-        _check(0 <= self.validation < 1, "data.validation", f"is {self.validation}; it is at least 0 and below 1")
-        _check(self.max_documents >= 0, "data.max_documents", f"is {self.max_documents}; it is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,19 +52,19 @@ class BatchSection:
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name)]
-        _check(
+        check(
             len(given) == 1,
             "batch",
             f"needs exactly one of steps, tokens and epochs, and has {', '.join(given) or 'none'}",
         )
-        _check(min(self.steps, self.tokens, self.epochs) >= 0, f"batch.{given[0]}", "is negative")
-        _check(self.sequences >= 1, "batch.sequences", f"is {self.sequences}; it is at least 1")
-        _check(self.micro_sequences >= 0, "batch.micro_sequences", f"is {self.micro_sequences}; it is at least 0")
+        check(min(self.steps, self.tokens, self.epochs) >= 0, f"batch.{given[0]}", "is negative")
+        check(self.sequences >= 1, "batch.sequences", f"is {self.sequences}; it is at least 1")
+        check(self.micro_sequences >= 0, "batch.micro_sequences", f"is {self.micro_sequences}; it is at least 0")
         if self.ramp:
-            _check_steps("batch.ramp", self.ramp)
-            _check(all(value >= 1 for _, value in self.ramp), "batch.ramp", "has steps without rows")
+            check_steps("batch.ramp", self.ramp)
+            check(all(value >= 1 for _, value in self.ramp), "batch.ramp", "has steps without rows")
             last = int(self.ramp[-1][1])
-            _check(
+            check(
                 last == self.sequences,
                 "batch.ramp",
                 f"ends with {last} rows, and batch.sequences is {self.sequences}",
@@ -241,14 +90,14 @@ class OptimizerSection:
     muon_momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.name", self.name, ("adamw", "muon"))
-        _one_of("optimizer.moments", self.moments, ("bf16", "f32"))
+        one_of("optimizer.name", self.name, ("adamw", "muon"))
+        one_of("optimizer.moments", self.moments, ("bf16", "f32"))
         for name in ("lr", "eps", "muon_lr"):
-            _check(getattr(self, name) > 0, f"optimizer.{name}", f"is {getattr(self, name)}; it is above 0")
+            check(getattr(self, name) > 0, f"optimizer.{name}", f"is {getattr(self, name)}; it is above 0")
         for beta in (*self.betas, self.muon_momentum):
-            _check(0 <= beta < 1, "optimizer.betas", f"has {beta}; it is at least 0 and below 1")
-        _check(self.weight_decay >= 0, "optimizer.weight_decay", f"is {self.weight_decay}; it is at least 0")
-        _check(self.clip >= 0, "optimizer.clip", f"is {self.clip}; it is at least 0")
+            check(0 <= beta < 1, "optimizer.betas", f"has {beta}; it is at least 0 and below 1")
+        check(self.weight_decay >= 0, "optimizer.weight_decay", f"is {self.weight_decay}; it is at least 0")
+        check(self.clip >= 0, "optimizer.clip", f"is {self.clip}; it is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,17 +117,17 @@ class ScheduleSection:
     """Factors from shares of the run on: all of the schedule for ``kind = "steps"``, else what follows the decay."""
 
     def __post_init__(self) -> None:
-        _one_of("schedule.kind", self.kind, ("constant", "cosine", "linear", "steps"))
-        _check(self.warmup >= 0, "schedule.warmup", f"is {self.warmup}; it is at least 0")
-        _check(
+        one_of("schedule.kind", self.kind, ("constant", "cosine", "linear", "steps"))
+        check(self.warmup >= 0, "schedule.warmup", f"is {self.warmup}; it is at least 0")
+        check(
             0 <= self.hold <= self.until <= 1,
             "schedule.hold",
             f"({self.hold}) and until ({self.until}) must rise within 0 to 1",
         )
-        _check(0 <= self.final <= 1, "schedule.final", f"is {self.final}; it lies between 0 and 1")
-        _check(self.kind != "steps" or bool(self.steps), "schedule.steps", "is empty")
+        check(0 <= self.final <= 1, "schedule.final", f"is {self.final}; it lies between 0 and 1")
+        check(self.kind != "steps" or bool(self.steps), "schedule.steps", "is empty")
         if self.kind == "steps":
-            _check_steps("schedule.steps", self.steps)
+            check_steps("schedule.steps", self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,8 +140,8 @@ class BalanceSection:
     """Weight of the sequence-wise balance loss; replaces the config's ``aux_loss_alpha``."""
 
     def __post_init__(self) -> None:
-        _check_steps("balance.speed", self.speed)
-        _check(self.alpha >= 0, "balance.alpha", f"is {self.alpha}; it is at least 0")
+        check_steps("balance.speed", self.speed)
+        check(self.alpha >= 0, "balance.alpha", f"is {self.alpha}; it is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,10 +157,10 @@ class PrecisionSection:
     """What FP8 products keep of their inputs for the backward pass."""
 
     def __post_init__(self) -> None:
-        _one_of("precision.compute", self.compute, ("bf16", "f32", "fp8"))
-        _one_of("precision.scaling", self.scaling, ("block", "tensor"))
-        _one_of("precision.scales", self.scales, ("float32", "power-of-two"))
-        _one_of("precision.keep", self.keep, ("fp8", "bf16"))
+        one_of("precision.compute", self.compute, ("bf16", "f32", "fp8"))
+        one_of("precision.scaling", self.scaling, ("block", "tensor"))
+        one_of("precision.scales", self.scales, ("float32", "power-of-two"))
+        one_of("precision.keep", self.keep, ("fp8", "bf16"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +171,7 @@ class MemorySection:
     """``attention``: up-projections and attention of each layer (V3 section 3.2.3); ``blocks``: whole layers."""
 
     def __post_init__(self) -> None:
-        _one_of("memory.recompute", self.recompute, ("none", "attention", "blocks"))
+        one_of("memory.recompute", self.recompute, ("none", "attention", "blocks"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,8 +184,8 @@ class GuardSection:
     """So often at most; the next time the run ends with an error."""
 
     def __post_init__(self) -> None:
-        _check(self.patience >= 1, "guard.patience", f"is {self.patience}; it is at least 1")
-        _check(self.rollbacks >= 0, "guard.rollbacks", f"is {self.rollbacks}; it is at least 0")
+        check(self.patience >= 1, "guard.patience", f"is {self.patience}; it is at least 1")
+        check(self.rollbacks >= 0, "guard.rollbacks", f"is {self.rollbacks}; it is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,9 +200,9 @@ class CheckpointSection:
     """Of the model that is written at the end."""
 
     def __post_init__(self) -> None:
-        _check(self.every >= 0, "checkpoint.every", f"is {self.every}; it is at least 0")
-        _check(self.keep >= 1, "checkpoint.keep", f"is {self.keep}; it is at least 1")
-        _one_of("checkpoint.precision", self.precision, ("bf16", "f32", "fp8"))
+        check(self.every >= 0, "checkpoint.every", f"is {self.every}; it is at least 0")
+        check(self.keep >= 1, "checkpoint.keep", f"is {self.keep}; it is at least 1")
+        one_of("checkpoint.precision", self.precision, ("bf16", "f32", "fp8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,7 +233,7 @@ class LogSection:
             "price_per_hour",
             "peak_tflops",
         ):
-            _check(getattr(self, name) >= 0, f"log.{name}", f"is {getattr(self, name)}; it is at least 0")
+            check(getattr(self, name) >= 0, f"log.{name}", f"is {getattr(self, name)}; it is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,8 +246,8 @@ class ParallelSection:
     """Processes over which the experts of a layer are spread; divides the number of processes."""
 
     def __post_init__(self) -> None:
-        _one_of("parallel.data", self.data, ("shard", "copy"))
-        _check(self.experts >= 1, "parallel.experts", f"is {self.experts}; it is at least 1")
+        one_of("parallel.data", self.data, ("shard", "copy"))
+        check(self.experts >= 1, "parallel.experts", f"is {self.experts}; it is at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,8 +258,8 @@ class MtpSection:
     """Lambda over the run (V3: 0.3 for 10T tokens, 0.1 for the other 4.8T)."""
 
     def __post_init__(self) -> None:
-        _check_steps("mtp.weight", self.weight)
-        _check(all(value >= 0 for _, value in self.weight), "mtp.weight", "is negative")
+        check_steps("mtp.weight", self.weight)
+        check(all(value >= 0 for _, value in self.weight), "mtp.weight", "is negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,7 +273,7 @@ class Recipe:
     threads: int = 0
     """Of one process on a CPU; 0: what torch takes."""
     model: ModelSection
-    tokenizer: TokenizerSection = TokenizerSection()
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     data: DataSection
     batch: BatchSection
     optimizer: OptimizerSection = OptimizerSection()
@@ -439,26 +288,26 @@ class Recipe:
     parallel: ParallelSection = ParallelSection()
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("pretrain", "sft"))
-        _check(self.threads >= 0, "threads", f"is {self.threads}; it is at least 0")
+        one_of("kind", self.kind, ("pretrain", "sft"))
+        check(self.threads >= 0, "threads", f"is {self.threads}; it is at least 0")
         talks = [bool(source.messages or source.prompt) for source in self.data.sources]
         if self.kind == "sft":
-            _check(
+            check(
                 all(talks),
                 "data.sources.messages",
                 "is missing",
                 "fine-tuning on chats needs messages, or prompt and answer",
             )
-            _check(self.data.fim_rate == 0, "data.fim_rate", "is for pretraining: a chat is not filled in")
+            check(self.data.fim_rate == 0, "data.fim_rate", "is for pretraining: a chat is not filled in")
         else:
-            _check(
+            check(
                 not any(talks),
                 "data.sources.messages",
                 'is for kind = "sft"',
                 'set kind = "sft", or name the field of the text',
             )
         micro = self.batch.micro_sequences
-        _check(
+        check(
             micro <= self.batch.sequences,
             "batch.micro_sequences",
             f"is {micro}, and a step has {self.batch.sequences} rows",
