@@ -180,6 +180,22 @@ def test_gradient_of_a_weight_is_summed_in_float32(shape: tuple[int, ...], threa
     assert away(grad, upstream.double().T @ x.detach().double()) < 1e-6
 
 
+@pytest.mark.parametrize("ends", [[0, 20, 20, 150], [150] * 4, [1, 2, 3, 150]], ids=str)
+def test_experts(ends: list[int], threads: int) -> None:
+    torch.manual_seed(0)
+    x = half(150, 64)
+    weight = (torch.randn(4, 96, 64)).bfloat16().float().requires_grad_()
+    assert calls.suits_grouped(x, weight)
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    upstream = torch.randn(150, 96).bfloat16()
+    out = grouped_linear(x, weight, offsets)
+    ours = [out, *torch.autograd.grad(out, (x, weight), upstream)]
+    wide = doubles(x, weight)
+    parts = zip([0, *ends[:-1]], ends, strict=True)
+    expected = torch.cat([wide[0][start:end] @ wide[1][group].T for group, (start, end) in enumerate(parts)])
+    close(ours, [expected, *torch.autograd.grad(expected, wide, upstream.double())])
+
+
 def test_gradients_of_experts(threads: int) -> None:
     torch.manual_seed(0)
     x, weight = half(50, 32), torch.randn(4, 24, 32, requires_grad=True)

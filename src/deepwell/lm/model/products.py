@@ -81,11 +81,18 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     target = widened(operand(weight[:0], dtype)).dtype
     if target is weight.dtype or weight.device.type != "cpu" or weight.numel() > _SCRATCH_VALUES:
         return widened(operand(weight, dtype))
+    return _room(weight, target).copy_(weight)
+
+
+def _room(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for a matrix in ``dtype``, in its shape: the thread's buffer, unless the matrix is too large for it."""
+    size = weight.numel() * dtype.itemsize
+    if weight.numel() > _SCRATCH_VALUES:
+        return weight.new_empty(weight.shape, dtype=dtype)
     buffer: Tensor | None = getattr(_scratch, "buffer", None)
-    size = weight.numel() * target.itemsize
     if buffer is None or buffer.numel() < size:
         buffer = _scratch.buffer = torch.empty(size, dtype=torch.uint8)
-    return buffer[:size].view(target).view(weight.shape).copy_(weight)
+    return buffer[:size].view(dtype).view(weight.shape)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -188,6 +195,8 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, offsets)
+        if cpu_multiplies(torch.bfloat16) and calls.suits_grouped(x, weight):
+            return calls.grouped(x, weight, offsets, _room(weight, x.dtype), turned=True)
         matrices = _matrix(weight, x.dtype)
         return _grouped(widened(x), matrices.transpose(1, 2), offsets).to(x.dtype)
 
@@ -196,7 +205,9 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight, offsets = ctx.saved_tensors
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and cpu_multiplies(torch.bfloat16) and calls.suits_grouped(wide, weight):
+            grad_x = calls.grouped(wide, weight, offsets, _room(weight, x.dtype), turned=False)
+        elif ctx.needs_input_grad[0]:
             grad_x = _grouped(wide, _matrix(weight, x.dtype), offsets).to(x.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _grouped_outer(grads[0], x, offsets, weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepwell.lm.model.native.library import Attention, Entropy, Gated, Norm, Outer, Rows, library
+from deepwell.lm.model.native.library import Attention, Entropy, Gated, Grouped, Norm, Outer, Rows, library
 
 
 def available(*tensors: Tensor) -> bool:
@@ -17,7 +17,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _run(name: str, arguments: Attention | Entropy | Gated | Norm | Outer) -> None:
+def _run(name: str, arguments: Attention | Entropy | Gated | Grouped | Norm | Outer) -> None:
     found = library()
     assert found is not None
     found.run(name, arguments)
@@ -190,3 +190,36 @@ def outer(left: Tensor, right: Tensor, total: Tensor, *, add: bool = False) -> N
     of.a_row, of.b_row = left.stride(0), right.stride(0)
     of.a, of.b, of.c, of.packed = left.data_ptr(), right.data_ptr(), total.data_ptr(), packed.data_ptr()
     _run("dw_outer_product", of)
+
+
+def suits_grouped(x: Tensor, weight: Tensor) -> bool:
+    """Whether rows in bf16 meet float32 matrices whose sides are whole thirty-twos."""
+    fits = weight.shape[1] % 32 == 0 and weight.shape[2] % 32 == 0
+    return fits and weight.dtype is torch.float32 and weight.is_contiguous() and available(x)
+
+
+def grouped(x: Tensor, weight: Tensor, offsets: Tensor, room: Tensor, *, turned: bool) -> Tensor:
+    """Rows by the matrices of their groups: x [N, in] W[e]^T for ``weight`` [E, out, in] if turned, else x [N, out] W[e].
+
+    ``room`` takes the matrices in bf16. PyTorch's product is made anew for every number of rows that an expert gets:
+    its kernels are kept, hundreds of megabytes of them; these serve any number.
+    """
+    found = library()
+    assert found is not None
+    x = _readable(x)
+    columns, inner = weight.shape[1:] if turned else (weight.shape[2], weight.shape[1])
+    ends = offsets.tolist()
+    blocks = [
+        place
+        for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
+        for first in range(start, end, found.block)
+        for place in (group, first)
+    ]
+    places = torch.tensor(blocks, dtype=torch.int64)
+    offsets = offsets.to(torch.int32).contiguous()
+    out = x.new_empty(x.shape[0], columns)
+    of = Grouped(groups=weight.shape[0], inner=inner, columns=columns, x_row=x.stride(0), turned=turned)
+    of.count, of.ends, of.x, of.matrices = len(blocks) // 2, offsets.data_ptr(), x.data_ptr(), weight.data_ptr()
+    of.packed, of.out, of.blocks = room.data_ptr(), out.data_ptr(), places.data_ptr()
+    _run("dw_grouped_product", of)
+    return out

@@ -91,10 +91,28 @@ class Outer(ctypes.Structure):
     ]
 
 
-_STRUCTURES = {"attention": Attention, "norm": Norm, "gated": Gated, "entropy": Entropy, "outer": Outer}
+class Grouped(ctypes.Structure):
+    """``dw_grouped``."""
+
+    _fields_: ClassVar = [
+        *_fields(_long, "groups inner columns x_row"),
+        *_fields(_int, "turned count"),
+        *_fields(_pointer, "ends x matrices packed out blocks"),
+    ]
+
+
+_STRUCTURES = {
+    "attention": Attention,
+    "norm": Norm,
+    "gated": Gated,
+    "entropy": Entropy,
+    "outer": Outer,
+    "grouped": Grouped,
+}
 _ENTRIES = {
     "dw_attend": Attention, "dw_attend_backward": Attention, "dw_norm_forward": Norm, "dw_norm_backward": Norm,
     "dw_gated_forward": Gated, "dw_gated_backward": Gated, "dw_entropy_rows": Entropy, "dw_outer_product": Outer,
+    "dw_grouped_product": Grouped,
 }  # fmt: skip
 
 
@@ -120,6 +138,9 @@ class Library:
         self._library.dw_norm_chunk.restype = _long
         self.norm_chunk: int = self._library.dw_norm_chunk()
         """Rows whose shares of a norm's weight gradient are summed by one thread."""
+        self._library.dw_block.restype = _long
+        self.block: int = self._library.dw_block()
+        """Rows of a grouped product that one thread computes at a time."""
         # OpenMP's entry where torch runs on GNU's, as its builds for Linux do; else one thread does the work.
         pool = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         self._parallel = None if pool is None else ctypes.cast(pool, _pointer)

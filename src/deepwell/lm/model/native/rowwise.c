@@ -220,3 +220,61 @@ int dw_outer_product(const dw_outer *of, dw_parallel parallel, int32_t threads) 
 }
 
 int64_t dw_size_of_outer(void) { return sizeof(dw_outer); }
+
+typedef struct {
+    int64_t groups, inner, columns, x_row;
+    int32_t turned, count; /* matrices are [columns, inner] (turned) or [inner, columns] */
+    const int32_t *ends;    /* the row of x at which each group ends */
+    const bf16 *x;
+    const float *matrices;
+    bf16 *packed, *out; /* room for all matrices; [rows, columns] contiguous */
+    const int64_t *blocks; /* for each block of rows: its group and its first row */
+} dw_grouped;
+
+static void grouped_pack(const void *args, int64_t group, char *scratch) {
+    (void)scratch;
+    const dw_grouped *of = args;
+    if (of->ends[group] == (group ? of->ends[group - 1] : 0)) return; /* nobody's matrix */
+    const float *matrix = of->matrices + group * of->inner * of->columns;
+    int32_t *to = (int32_t *)(of->packed + group * of->inner * of->columns);
+    int64_t inner = of->inner, columns = of->columns;
+    if (!of->turned) {
+        for (int64_t k = 0; k < inner / 2; k++)
+            for (int64_t j = 0; j < columns; j += 16) {
+                __m512i low = _mm512_cvtepu16_epi32(narrow16(_mm512_loadu_ps(matrix + 2 * k * columns + j)));
+                __m512i high = _mm512_cvtepu16_epi32(narrow16(_mm512_loadu_ps(matrix + (2 * k + 1) * columns + j)));
+                _mm512_storeu_si512(to + k * columns + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            }
+        return;
+    }
+    for (int64_t k = 0; k < inner; k += 32)
+        for (int64_t j = 0; j < columns; j++) {
+            const float *from = matrix + j * inner + k;
+            int32_t two[16] __attribute__((aligned(64)));
+            _mm512_store_si512(two, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)));
+            for (int64_t i = 0; i < 16; i++) to[(k / 2 + i) * columns + j] = two[i];
+        }
+}
+
+static void grouped_block(const void *args, int64_t which, char *scratch) {
+    const dw_grouped *of = args;
+    int64_t group = of->blocks[2 * which], first = of->blocks[2 * which + 1], columns = of->columns;
+    int64_t count = of->ends[group] - first < BLOCK ? of->ends[group] - first : BLOCK;
+    float *sums = (float *)scratch;
+    dw_product(of->x + first * of->x_row, of->x_row / 2, 1, of->packed + group * of->inner * columns, columns, sums,
+               columns, count, columns, of->inner / 2, 0);
+    bf16 *out = of->out + first * columns;
+    for (int64_t i = 0; i < count * columns; i += 16)
+        _mm256_storeu_si256((__m256i *)(out + i), narrow16(_mm512_loadu_ps(sums + i)));
+}
+
+/* Rows by the float32 matrix of their group, narrowed to bf16; ``count`` blocks of them. */
+int dw_grouped_product(const dw_grouped *of, dw_parallel parallel, int32_t threads) {
+    dw_job pack = {grouped_pack, of, of->groups, 0, 0, 0};
+    if (dw_share(parallel, threads, &pack)) return 1;
+    dw_job all = {grouped_block, of, of->count, 0, BLOCK * of->columns * 4, 0};
+    return dw_share(parallel, threads, &all);
+}
+
+int64_t dw_size_of_grouped(void) { return sizeof(dw_grouped); }
+int64_t dw_block(void) { return BLOCK; }
