@@ -199,7 +199,7 @@ def suits_grouped(x: Tensor, weight: Tensor) -> bool:
 
 
 def grouped(x: Tensor, weight: Tensor, offsets: Tensor, room: Tensor, *, turned: bool) -> Tensor:
-    """Rows by the matrices of their groups: x [N, in] W[e]^T for ``weight`` [E, out, in] if turned, else x [N, out] W[e].
+    """Rows by the matrices of their groups, ``weight`` [E, out, in]: x [N, in] W^T if turned, else x [N, out] W.
 
     ``room`` takes the matrices in bf16. PyTorch's product is made anew for every number of rows that an expert gets:
     its kernels are kept, hundreds of megabytes of them; these serve any number.
