@@ -212,7 +212,7 @@ class LogSection:
     validate_every: int = 200
     """Steps between looks at what was held back; 0: only at the end."""
     validate_rows: int = 64
-    """Rows of what was held back that are looked at."""
+    """Rows of what was held back that are looked at, evenly over all of it; 0: all."""
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     prompts: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from deepwell.lm.parallel.world import World
 from deepwell.lm.training import cost, esft, network, reading
 from deepwell.lm.training.checkpoint import Checkpoints
 from deepwell.lm.training.data import corpus
-from deepwell.lm.training.data.rows import Rows
+from deepwell.lm.training.data.rows import Rows, Spread
 from deepwell.lm.training.evaluating import sample, validate
 from deepwell.lm.training.folder import CHECKPOINTS, EXPERTS, JOURNAL, claim, held, write_whole
 from deepwell.lm.training.guard import Guard
@@ -267,8 +267,8 @@ class _Run:
     def _validate(self) -> None:
         if self.validation is None:
             return
-        count = min(self.recipe.log.validate_rows, len(self.validation))
-        found = validate(self.model, self.validation, count=count, micro=self.recipe.batch.micro_sequences or 8)
+        some = Spread(self.validation, self.recipe.log.validate_rows or len(self.validation))
+        found = validate(self.model, some, count=len(some), micro=self.recipe.batch.micro_sequences or 8)
         self._tell(replace(found, step=self.loop.progress.step))
 
     def _sample(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deepwell.errors import DataError
 from deepwell.lm.model.loss import Whole
 from deepwell.lm.training.data.fim import FimTokens
-from deepwell.lm.training.data.rows import Batch, Rows
+from deepwell.lm.training.data.rows import Batch, Rows, Spread
 from deepwell.lm.training.data.store import Documents
 from deepwell.lm.training.recipe import DataSection, SourceSection
 from deepwell.lm.weights.tokenizer import Tokenizer
@@ -197,6 +197,18 @@ def test_held_back_rows_are_in_order_and_the_last_is_padded(write_side: Writer, 
     assert second == [12, EOS, *[PAD] * 8]
     assert whole_epoch(rows).labels[1].tolist() == [12, EOS, *[-100] * 8]
     assert torch.equal(whole_epoch(rows, 3).tokens, whole_epoch(rows).tokens)
+
+
+def test_a_spread_takes_rows_from_all_over(write_side: Writer, tokenizer: Tokenizer) -> None:
+    rows = Rows(write_side(documents_of(40), side="validation"), section(8), tokenizer, 1, "pretrain")
+    assert len(rows) > 8
+    some = Spread(rows, 4)
+    assert len(some) == 4
+    for place in range(4):
+        whole = rows.batch(place * len(rows) // 4, 1)
+        assert torch.equal(some.batch(place, 1).tokens, whole.tokens)
+    assert torch.equal(some.batch(1, 2).tokens, torch.cat([some.batch(1, 1).tokens, some.batch(2, 1).tokens]))
+    assert len(Spread(rows, 10**6)) == len(rows)
 
 
 def test_nothing_held_back(write_side: Writer, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ Labels stand at the place of their token: the network predicts each from those b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,14 +134,18 @@ class Rows:
         Raises:
             DataError: There are no documents, as on the side held back for ``data.validation = 0``.
         """
+        return self.at(range(first, first + count))
+
+    def at(self, places: Sequence[int]) -> Batch:
+        """Any rows, each by its number; see ``batch``."""
         if not len(self):
             raise DataError("there are no documents, so there is no row", hint="Set data.validation above 0")
-        shape = (count, self._length)
+        shape = (len(places), self._length)
         tokens = np.full(shape, self._pad, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         numbers = np.full(shape, PADDING, dtype=np.int64)
-        for place in range(count):
-            epoch, row = divmod(first + place, len(self))
+        for place, number in enumerate(places):
+            epoch, row = divmod(number, len(self))
             self._maker.fill(epoch, row, Row(tokens[place], labels[place], numbers[place]))
         documents = torch.from_numpy(numbers) if self._masked else None
         wanted = torch.from_numpy(labels)
@@ -149,6 +153,25 @@ class Rows:
         sizes = self._token_bytes[wanted[:, 1:].masked_fill(~predicted, self._silent)].sum(dim=1)
         filled = torch.from_numpy((numbers != PADDING).sum(axis=1))
         return Batch(torch.from_numpy(tokens), wanted, documents, sizes, filled)
+
+
+class Spread:
+    """Some rows of many, evenly over all of them: what a look sees is then not the first files alone.
+
+    Rows that are held back stand in the order of their files, so that the first ones may all be of one kind.
+    """
+
+    def __init__(self, rows: Rows, count: int) -> None:
+        self._rows = rows
+        self._count = min(count, len(rows))
+
+    def __len__(self) -> int:
+        """Rows that are looked at."""
+        return self._count
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Some of them, as ``Rows.batch``."""
+        return self._rows.at([place * len(self._rows) // self._count for place in range(first, first + count)])
 
 
 def _predicted(labels: Tensor, documents: Tensor | None) -> Tensor:
