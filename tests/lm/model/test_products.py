@@ -8,19 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepwell.lm.model import products
-from deepwell.lm.model.products import (
-    Linear,
-    RMSNorm,
-    at_least_float32,
-    attend,
-    cpu_multiplies,
-    grouped_linear,
-    linear,
-    linear_cross_entropy,
-    matmul,
-    swiglu,
-    widened,
-)
+from deepwell.lm.model.attending import attend
+from deepwell.lm.model.cross_entropy import linear_cross_entropy
+from deepwell.lm.model.products import Linear, at_least_float32, cpu_multiplies, grouped_linear, linear, matmul, widened
+from deepwell.lm.model.rowwise import RMSNorm, swiglu
 
 
 @pytest.fixture(params=[True, False], ids=["with-instructions", "without"])

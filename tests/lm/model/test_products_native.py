@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepwell.lm.model import products
+from deepwell.lm.model.attending import attend
 from deepwell.lm.model.config import ModelConfig
+from deepwell.lm.model.cross_entropy import linear_cross_entropy
 from deepwell.lm.model.native import calls
 from deepwell.lm.model.native.library import library
-from deepwell.lm.model.products import attend, grouped_linear, linear, linear_cross_entropy, swiglu
+from deepwell.lm.model.products import grouped_linear, linear
+from deepwell.lm.model.rowwise import RMSNorm, swiglu
 from deepwell.lm.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels were not built, or do not suit this processor")
@@ -99,7 +101,8 @@ def test_attention_at_large_scores_keeps_float32() -> None:
 def test_widths_that_do_not_fit_take_pytorchs_way() -> None:
     assert not calls.suits_attention(half(1, 1, 16, 24), half(1, 1, 16, 24), half(1, 1, 16, 16), causal=True)
     assert not calls.suits_attention(*(half(1, 1, 4, 16) for _ in range(3)), causal=True)
-    assert not calls.suits_attention(*(torch.randn(1, 1, 16, 16) for _ in range(3)), causal=True)
+    assert not calls.available(half(4), torch.randn(4))
+    assert not calls.available(half(4), half(4).to("meta"))
 
 
 @pytest.mark.parametrize("width", [5, 16, 37, 576])
@@ -107,7 +110,7 @@ def test_norm(width: int, threads: int) -> None:
     torch.manual_seed(0)
     x, weight = half(3, 70, width, times=3.0), torch.randn(width, requires_grad=True)
     upstream = torch.randn(3, 70, width).bfloat16()
-    norm = products.RMSNorm(width, 1e-5)
+    norm = RMSNorm(width, 1e-5)
     norm.weight = torch.nn.Parameter(weight.detach())
     out = norm(x)
     ours = [out, *torch.autograd.grad(out, (x, norm.weight), upstream)]
@@ -185,7 +188,7 @@ def test_experts(ends: list[int], threads: int) -> None:
     torch.manual_seed(0)
     x = half(150, 64)
     weight = (torch.randn(4, 96, 64)).bfloat16().float().requires_grad_()
-    assert calls.suits_grouped(x, weight)
+    assert calls.suits_grouped(weight)
     offsets = torch.tensor(ends, dtype=torch.int32)
     upstream = torch.randn(150, 96).bfloat16()
     out = grouped_linear(x, weight, offsets)

@@ -7,7 +7,8 @@ import torch
 
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.moe import MLP, Experts
-from deepwell.lm.model.products import Linear, grouped_linear, linear, swiglu
+from deepwell.lm.model.products import Linear, grouped_linear, linear
+from deepwell.lm.model.rowwise import swiglu
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.precision.fp8_training import Fp8Products
 from deepwell.lm.training.precision import describe, set_precision

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.moe import MLP, MixtureOfExperts
-from deepwell.lm.model.products import RMSNorm, at_least_float32, linear
+from deepwell.lm.model.products import at_least_float32, linear
+from deepwell.lm.model.rowwise import RMSNorm
 from deepwell.lm.model.transformer import Block
 
 _HALF = (torch.bfloat16, torch.float16)

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from deepwell.lm.model.attending import attend
 from deepwell.lm.model.cache import LatentCache
 from deepwell.lm.model.config import ModelConfig
-from deepwell.lm.model.products import Linear, RMSNorm, at_least_float32, attend, matmul
+from deepwell.lm.model.products import Linear, at_least_float32, matmul
 from deepwell.lm.model.rope import rotate
+from deepwell.lm.model.rowwise import RMSNorm
 
 LATENT_NORM_EPS = 1e-6
 """The latent norms' own epsilon: DeepSeek's code and transformers use it whatever ``rms_norm_eps`` says."""

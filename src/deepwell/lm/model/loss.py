@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deepwell.errors import UsageError
-from deepwell.lm.model.products import linear_cross_entropy
+from deepwell.lm.model.cross_entropy import linear_cross_entropy
 
 if TYPE_CHECKING:
     from deepwell.lm.model.moe import Routing

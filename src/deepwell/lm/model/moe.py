@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepwell.lm.model.config import ModelConfig
-from deepwell.lm.model.products import Linear, grouped_linear, swiglu
+from deepwell.lm.model.products import Linear, grouped_linear
+from deepwell.lm.model.rowwise import swiglu
 
 
 class MLP(nn.Module):

@@ -21,9 +21,10 @@ from deepwell.lm.model.cache import LatentCache
 from deepwell.lm.model.config import DynamicGating, ModelConfig
 from deepwell.lm.model.loss import Losses, Whole, language_model_losses
 from deepwell.lm.model.moe import MLP, Gate, MixtureOfExperts, Routing
-from deepwell.lm.model.products import Linear, RMSNorm, linear
+from deepwell.lm.model.products import Linear, linear
 from deepwell.lm.model.rope import Rope
 from deepwell.lm.model.routes import Routes
+from deepwell.lm.model.rowwise import RMSNorm
 
 Recompute = Literal["none", "attention", "blocks"]
 """Nothing; up-projections and attention (V3 section 3.2.3; norms are in any case); whole layers."""

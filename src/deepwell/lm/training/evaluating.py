@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from deepwell.errors import DataError
+from deepwell.lm.model.cross_entropy import linear_cross_entropy
 from deepwell.lm.model.loss import further_states, wanted_places
-from deepwell.lm.model.products import linear_cross_entropy
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.training.records import Validated
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deepwell.lm.model.moe import Experts
-from deepwell.lm.model.products import Linear, swiglu
+from deepwell.lm.model.products import Linear
+from deepwell.lm.model.rowwise import swiglu
 from deepwell.lm.model.transformer import Transformer
 from deepwell.lm.precision.fp8_products import Fp8Matrix, fp8_grouped, fp8_linear
 

@@ -27,7 +27,7 @@ from deepwell.lm.engine.pages import Pages
 from deepwell.lm.model.attention import LATENT_NORM_EPS, MultiHeadLatentAttention
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.moe import MLP, MixtureOfExperts
-from deepwell.lm.model.products import RMSNorm
+from deepwell.lm.model.rowwise import RMSNorm
 from deepwell.lm.model.transformer import Block, MTPModule, Transformer
 
 Precision = Literal["f32", "bf16", "int8", "int4"]

@@ -27,10 +27,10 @@ def _run(name: str, arguments: Attention | Entropy | Gated | Grouped | Norm | Ou
 
 
 def suits_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> bool:
-    """Whether the kernel computes this: widths of whole sixteens, and more than a few queries."""
+    """Whether the kernel is made for these shapes: widths of whole sixteens, and more than a few queries."""
     widths = query.shape[-1] % 16 == 0 and value.shape[-1] % 16 == 0
     whole = query.shape[2] >= 8 and (not causal or query.shape[2] == key.shape[2])
-    return widths and whole and available(query, key, value)
+    return widths and whole
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -192,10 +192,10 @@ def outer(left: Tensor, right: Tensor, total: Tensor, *, add: bool = False) -> N
     _run("dw_outer_product", of)
 
 
-def suits_grouped(x: Tensor, weight: Tensor) -> bool:
-    """Whether rows in bf16 meet float32 matrices whose sides are whole thirty-twos."""
+def suits_grouped(weight: Tensor) -> bool:
+    """Whether the kernel is made for these matrices [E, out, in]: float32, their sides whole thirty-twos."""
     fits = weight.shape[1] % 32 == 0 and weight.shape[2] % 32 == 0
-    return fits and weight.dtype is torch.float32 and weight.is_contiguous() and available(x)
+    return fits and weight.dtype is torch.float32 and weight.is_contiguous()
 
 
 def grouped(x: Tensor, weight: Tensor, offsets: Tensor, room: Tensor, *, turned: bool) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from deepwell.lm.model.moe import MLP
-from deepwell.lm.model.products import Linear, swiglu
+from deepwell.lm.model.products import Linear
+from deepwell.lm.model.rowwise import swiglu
 from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.rebuild import rebuilt

@@ -20,7 +20,7 @@ from torch import Tensor
 from deepwell.errors import UsageError
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.moe import MLP
-from deepwell.lm.model.products import swiglu
+from deepwell.lm.model.rowwise import swiglu
 from deepwell.lm.model.transformer import Block, Transformer
 from deepwell.lm.weights.conversions.calibration import Progress
 from deepwell.lm.weights.conversions.neurons import group_neurons, unexplained
