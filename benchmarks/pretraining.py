@@ -3,6 +3,7 @@
     python benchmarks/corpus.py --to out/corpus
     python benchmarks/pretraining.py [--variants full,unbalanced,dense,no-mtp] [--corpus out/corpus]
         [--to out/pretraining] [--set batch.tokens=1_000_000 ...]
+        [--only-table] [--svg docs/images/pretrain-tiny.svg]
 
 - **full**: the recipe as it is.
 - **unbalanced**: no bias that moves, and no balance loss (``balance.speed`` and ``balance.alpha`` are 0).
@@ -31,11 +32,14 @@ from typing import Any
 from deepwell.lm.model.accounting import Account
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.training import journal
+from deepwell.lm.training.charts import Series, line_chart
+from deepwell.lm.training.figures import centred
 from deepwell.lm.training.reading import Read, read
 from deepwell.lm.training.recipe import Recipe
 from deepwell.lm.training.records import Ended, Record, Started, Stepped, Validated
 
 RECIPE = "pretrain-tiny"
+COLOURS = ("#1f6feb", "#d1242f", "#2da44e", "#8250df")
 LAST = 50
 """Steps that the figures at the end are taken over."""
 
@@ -155,6 +159,34 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def picture(told: dict[str, list[Record]]) -> str:
+    """One SVG: the main loss of every variant over steps, and below it the fullest expert of the worst layer."""
+    losses, loads = [], []
+    for colour, (name, records) in enumerate(told.items()):
+        steps = [record for record in records if isinstance(record, Stepped) and not record.skipped]
+        at = [float(step.step) for step in steps]
+        losses.append(Series(name, at, centred([step.loss for step in steps], 25), colour))
+        if steps and steps[0].loads:
+            worst = [max(len(layer) * max(layer) for layer in step.loads) for step in steps]
+            loads.append(Series(name, at, centred(worst, 9), colour))
+    charts = [
+        ("Loss, nats a token (mean of 25 steps)", line_chart(losses, label="loss", show=lambda v: f"{v:.2f}")),
+        ("Fullest expert over mean, worst layer", line_chart(loads, label="load", show=lambda v: f"{v:.2f}", log=True)),
+    ]
+    parts = []
+    for place, (title, chart) in enumerate(one for one in charts if one[1]):
+        parts.append(f'<text class="title" x="12" y="{22 + place * 290}">{title}</text>')
+        parts.append(chart.replace("<svg ", f'<svg x="0" y="{30 + place * 290}" width="640" height="250" ', 1))
+    colours = "".join(f"--c{number}:{one};" for number, one in enumerate(COLOURS))
+    style = (
+        f"svg{{{colours}font:12px sans-serif;fill:#555}}path{{fill:none;stroke:#ccc}}"
+        ".line{stroke-width:1.6}.title{font-size:14px;fill:#222}"
+    )
+    height = 290 * len(parts) // 2
+    frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" width="640" height="{height}">'
+    return f'{frame}<style>{style}</style><rect width="640" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="full,unbalanced,dense,no-mtp")
@@ -163,6 +195,7 @@ def main() -> None:
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--only-table", action="store_true", help="train nothing; what the journals have so far")
+    parser.add_argument("--svg", type=Path, help="draw losses and loads into this file")
     arguments = parser.parse_args()
     if not arguments.corpus.exists():
         print(f"no text in {arguments.corpus}; make it with: python benchmarks/corpus.py --to {arguments.corpus}")
@@ -170,6 +203,7 @@ def main() -> None:
     common = [f"data.sources.0.path={json.dumps(str(arguments.corpus.absolute()))}", *arguments.sets]
     changes = variants(read(arguments.recipe, common).recipe)
     rows: dict[str, dict[str, Any]] = {}
+    told: dict[str, list[Record]] = {}
     for name in arguments.variants.split(","):
         if name not in changes:
             sys.exit(f"there is no variant {name!r}; known are {', '.join(changes)}")
@@ -181,10 +215,13 @@ def main() -> None:
         records = (
             journal.timeline(journal.read(folder / "journal.jsonl")) if arguments.only_table else run(found, folder)
         )
+        told[name] = records
         rows[name] = figures(records, shape(found.recipe))
         arguments.to.mkdir(parents=True, exist_ok=True)
         (arguments.to / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
+    if arguments.svg:
+        arguments.svg.write_text(picture(told), encoding="utf-8")
 
 
 if __name__ == "__main__":
