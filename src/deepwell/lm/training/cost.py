@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from deepwell.lm.model.accounting import Account
+from deepwell.lm.model.accounting import Account, weights_of
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.training.recipe import OptimizerSection
 
@@ -19,19 +19,34 @@ _BACKWARD = 2
 _SIDE = 2048
 
 
-def training_flops(config: ModelConfig, length: int) -> float:
+def training_flops(config: ModelConfig, length: int, *, model: nn.Module | None = None) -> float:
     """Operations of forward and backward for one token of rows of ``length`` tokens, MTP modules and heads included.
 
     Two for each active parameter and forward product (V3's own account is 6 N a token), and attention over the half of
     the row that a token sees on average. What is computed again in the backward pass does not count.
+
+    Args:
+        config: The network.
+        length: Tokens of a row.
+        model: The network itself, before it is spread over processes, with what learns and what does not: a matrix
+            that is frozen has no gradient of its own, so two products in place of three, and an adapter has all three
+            of its own. That nothing passes back below the first thing that learns is not looked at. None: all learns.
     """
     account = Account.of(config, context=max(1, length // 2))
     forward = float(account.flops_per_token)
     head = 2 * config.vocab_size * config.hidden_size
-    for layer in account.layers:
-        if layer.kind == "mtp":
-            forward += 2 * layer.active + head + account.attention_flops_per_token / config.num_hidden_layers
-    return (1 + _BACKWARD) * forward
+    depth = sum(layer.kind == "mtp" for layer in account.layers)
+    active = sum(layer.active for layer in account.layers if layer.kind == "mtp")
+    forward += 2 * active + depth * (head + account.attention_flops_per_token / config.num_hidden_layers)
+    flops = (1 + _BACKWARD) * forward
+    if model is None:
+        return flops
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    flops -= sum(2 * weight.size * weight.active for weight in weights_of(config) if weight.name in frozen)
+    if ("embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight") in frozen:
+        flops -= depth * head
+    adapters = (value for name, value in model.named_parameters() if name.endswith((".lora_a", ".lora_b")))
+    return flops + (1 + _BACKWARD) * 2 * sum(value.numel() for value in adapters)
 
 
 def active_parameters(config: ModelConfig) -> int:
@@ -41,8 +56,8 @@ def active_parameters(config: ModelConfig) -> int:
 
 def measured_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a large product on this device: the best of a few, about half a second on a processor."""
-    a = torch.randn(_SIDE, _SIDE, device=device).to(dtype)
-    b = torch.randn(_SIDE, _SIDE, device=device).to(dtype)
+    draws = torch.Generator(device=device).manual_seed(0)  # of its own: looking at the machine moves nothing of the run
+    a, b = (torch.randn(_SIDE, _SIDE, device=device, generator=draws).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         if device.type == "cuda":
