@@ -102,6 +102,19 @@ def test_epochs_end_with_what_is_left() -> None:
     assert plan(BatchSection(epochs=0.01, sequences=8), rows_per_epoch=10, row_tokens=64).rows(1) == (0, 1)
 
 
+def test_rows_that_processes_cannot_share_are_told_before_the_first_step() -> None:
+    ramp = ((0.0, 2.0), (0.5, 8.0))
+    plan(BatchSection(steps=9, sequences=8, ramp=ramp), rows_per_epoch=10, row_tokens=64).check_processes(2)
+    with pytest.raises(
+        UsageError, match=r"step 1 has 2 rows, which 4 processes cannot share equally\n.*multiples of 4"
+    ):
+        plan(BatchSection(steps=9, sequences=8, ramp=ramp), rows_per_epoch=10, row_tokens=64).check_processes(4)
+    left_over = plan(BatchSection(epochs=2.5, sequences=8), rows_per_epoch=10, row_tokens=64)
+    left_over.check_processes(1)
+    with pytest.raises(UsageError, match=r"the last step has the 1 rows that are left, .*\n.*batch.steps = 4"):
+        left_over.check_processes(2)
+
+
 def test_a_ramp_as_v3s() -> None:
     """3072 rows rising to 15360 over the first 469B of 14.8T tokens, in steps of 3072."""
     ramp = tuple((i * 469 / 14_800 / 4, 3072.0 * (i + 1)) for i in range(5))

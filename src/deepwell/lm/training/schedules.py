@@ -56,6 +56,24 @@ class Plan:
         first = phase.row + (step - phase.step) * phase.sequences
         return first, min(phase.sequences, self.end - first)
 
+    def check_processes(self, processes: int) -> None:
+        """See before the first step that the rows of every step can be shared.
+
+        Raises:
+            UsageError: Those of some step cannot be shared equally by so many processes.
+        """
+        for phase in self.phases:
+            if phase.sequences % processes:
+                raise UsageError(
+                    f"step {phase.step} has {phase.sequences} rows, which {processes} processes cannot share equally",
+                    hint=f"let batch.sequences and batch.ramp have multiples of {processes}",
+                )
+        if (left := self.rows(self.steps)[1]) % processes:
+            raise UsageError(
+                f"the last step has the {left} rows that are left, which {processes} processes cannot share equally",
+                hint=f"give batch.steps = {self.steps} in place of batch.epochs: the last step is then a full one",
+            )
+
     def share(self, step: int) -> float:
         """The share of the run that lies before a step: 0 for the first, 1 for the one after the last."""
         return 1.0 if step > self.steps else min(1.0, self.rows(step)[0] / self.total)
