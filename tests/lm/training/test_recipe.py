@@ -79,6 +79,7 @@ def recipe(**changes: Any) -> Recipe:
         (OptimizerSection, {"lr": 0.0}, "optimizer.lr"),
         (OptimizerSection, {"eps": -1e-8}, "optimizer.eps"),
         (OptimizerSection, {"betas": (0.9, 1.0)}, "optimizer.betas"),
+        (OptimizerSection, {"muon_momentum": 1.0}, "optimizer.muon_momentum"),
         (OptimizerSection, {"weight_decay": -0.1}, "optimizer.weight_decay"),
         (OptimizerSection, {"clip": -1.0}, "optimizer.clip"),
         (OptimizerSection, {"moments": "f16"}, "optimizer.moments"),
@@ -117,6 +118,7 @@ def test_a_section_refuses_and_names_the_key(section: type, fields: dict[str, An
     [
         ({"kind": "rl"}, "kind"),
         ({"threads": -1}, "threads"),
+        ({"seed": -1}, "seed"),
         ({"data": DataSection(sources=(CHAT,))}, "data.sources.messages"),
         ({"kind": "sft"}, "data.sources.messages"),
         ({"kind": "sft", "data": DataSection(sources=(CHAT,), fim_rate=0.1)}, "data.fim_rate"),

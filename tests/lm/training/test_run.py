@@ -143,7 +143,27 @@ def test_a_folder_is_one_runs(texts: Path, tmp_path: Path, finished: tuple[Path,
         run(recipe(texts), whole)
     with pytest.raises(UsageError, match="optimizer differ"):
         run(recipe(texts, optimizer=OptimizerSection(lr=1e-3)), whole, resume=True)
-    assert run(recipe(texts), whole, resume=True).step == 8  # there is nothing left to do, and nothing breaks
+    again = run(recipe(texts), whole, resume=True)  # there is nothing left to do, and nothing breaks
+    assert (again.step, again.loss) == (8, finished[1].loss)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_journal_begins_again_behind_the_one_before(
+    texts: Path, tmp_path: Path, finished: tuple[Path, Outcome, list[Record]]
+) -> None:
+    def watch(record: Record) -> None:
+        if isinstance(record, Stepped) and record.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = tmp_path / "run"
+    run(recipe(texts), folder, watchers=[watch])
+    (piece, *_) = (folder / "checkpoints" / "step-00000007").glob("*.safetensors")
+    piece.write_bytes(piece.read_bytes()[:-1])
+    told: list[Record] = []
+    assert run(recipe(texts), folder, resume=True, watchers=[told.append]).loss == finished[1].loss
+    assert isinstance(told[0], Started) and told[0].step == 6
+    assert any("step 7 is passed over" in record.message for record in told if isinstance(record, Noted))
+    steps = [record for record in comparable(read(folder / "journal.jsonl")) if isinstance(record, Stepped)]
+    assert steps == [record for record in comparable(finished[2]) if isinstance(record, Stepped)]
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -206,6 +226,11 @@ def test_other_recipes_learn_too(texts: Path, tmp_path: Path, sections: dict[str
     assert steps[-1].loss < steps[0].loss - 0.2
 
 
+def biases(folder: Path | None) -> list[list[float]]:
+    assert folder is not None
+    return [gate.e_score_correction_bias.tolist() for gate in load(folder, dtype="f32")[0].gates()]
+
+
 def test_lora_learns_a_chat_and_leaves_its_base(
     texts: Path, tmp_path: Path, finished: tuple[Path, Outcome, list[Record]]
 ) -> None:
@@ -221,6 +246,7 @@ def test_lora_learns_a_chat_and_leaves_its_base(
     )
     told: list[Record] = []
     outcome = run(chats, tmp_path / "run", watchers=[told.append])
+    assert biases(outcome.model) == biases(base)  # the adapter's file could not carry them
     steps = [record for record in told if isinstance(record, Stepped)]
     assert steps[-1].loss < steps[0].loss - 0.2
     (begun,) = [record for record in told if isinstance(record, Started)]
@@ -234,9 +260,17 @@ def test_esft_moves_the_chosen_experts_alone(
 ) -> None:
     base = finished[1].model
     assert base is not None
-    outcome = run(recipe(texts, model=ModelSection(start=str(base), tune="esft")), tmp_path / "run")
+    (tmp_path / "run").mkdir()  # of a run that failed before its first checkpoint, by another recipe perhaps
+    (tmp_path / "run" / "experts.json").write_text(json.dumps({0: [0, 1, 2, 3, 4, 5, 6, 7], 1: []}))
+    told: list[Record] = []
+    section = ModelSection(start=str(base), tune="esft")
+    outcome = run(recipe(texts, model=section), tmp_path / "run", watchers=[told.append])
     chosen = {int(k): v for k, v in json.loads((tmp_path / "run" / "experts.json").read_text()).items()}
     assert all(0 < len(experts) < 8 for experts in chosen.values())
+    (begun,) = [record for record in told if isinstance(record, Started)]
+    assert begun.trained_parameters == sum(map(len, chosen.values())) * 3 * 64 * 32
+    assert describe(recipe(texts, model=section))["trained_parameters"] == 2 * 8 * 3 * 64 * 32
+    assert biases(outcome.model) == biases(base)
     assert outcome.model is not None
     before, after = load(base, dtype="f32")[0], load(outcome.model, dtype="f32")[0]
     moved = {

@@ -76,7 +76,7 @@ class Loop:
         loads = self.world.sum(self.model.expert_loads()) if self.model.gates() else torch.zeros(0, 0)
         if verdict == "go":
             self.optimizer.step(self.plan.learning_rate(recipe.schedule, number))
-            if self.model.gates():
+            if self.model.gates() and recipe.model.tune == "full":  # else routers stay as they are
                 update_biases(self.model, loads, value_at(recipe.balance.speed, self.plan.share(number)))
         self.optimizer.zero_grad()
         if self.model.gates():

@@ -94,8 +94,8 @@ class OptimizerSection:
         one_of("optimizer.moments", self.moments, ("bf16", "f32"))
         for name in ("lr", "eps", "muon_lr"):
             check(getattr(self, name) > 0, f"optimizer.{name}", f"is {getattr(self, name)}; it is above 0")
-        for beta in (*self.betas, self.muon_momentum):
-            check(0 <= beta < 1, "optimizer.betas", f"has {beta}; it is at least 0 and below 1")
+        for key, share in (("betas", self.betas[0]), ("betas", self.betas[1]), ("muon_momentum", self.muon_momentum)):
+            check(0 <= share < 1, f"optimizer.{key}", f"has {share}; it is at least 0 and below 1")
         check(self.weight_decay >= 0, "optimizer.weight_decay", f"is {self.weight_decay}; it is at least 0")
         check(self.clip >= 0, "optimizer.clip", f"is {self.clip}; it is at least 0")
 
@@ -135,7 +135,8 @@ class BalanceSection:
     """``[balance]``: how load is spread over experts without a loss that fights the main one (V3 section 2.1.2)."""
 
     speed: Steps = ((0.0, 0.001), (0.97, 0.0))
-    """How much the bias of an expert moves after a step (V3: 0.001, then 0 for the last 500B of 14.8T tokens)."""
+    """How much the bias of an expert moves after a step (V3: 0.001, then 0 for the last 500B of 14.8T tokens).
+    For ``model.tune = "full"``: an adapter's file has no place for it, and ESFT leaves routers alone."""
     alpha: float = 1e-4
     """Weight of the sequence-wise balance loss; replaces the config's ``aux_loss_alpha``."""
 
@@ -222,7 +223,7 @@ class LogSection:
     price_per_hour: float = 0.0
     """Of this machine, for the report; in whatever currency."""
     peak_tflops: float = 0.0
-    """What this machine can do at the most, for the share that is reached; 0: a large product is timed at the start."""
+    """What a process's GPU or cores can do at the most, for the share that is reached; 0: a large product is timed."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -289,6 +290,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("pretrain", "sft"))
+        check(0 <= self.seed < 2**63, "seed", f"is {self.seed}; it is at least 0 and below 2^63")
         check(self.threads >= 0, "threads", f"is {self.threads}; it is at least 0")
         talks = [bool(source.messages or source.prompt) for source in self.data.sources]
         if self.kind == "sft":

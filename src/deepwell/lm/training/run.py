@@ -40,7 +40,7 @@ from deepwell.lm.training.loop import Loop, Progress
 from deepwell.lm.training.optimizers import build
 from deepwell.lm.training.precision import set_precision
 from deepwell.lm.training.recipe import Recipe
-from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Validated, Watcher
+from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated, Watcher
 from deepwell.lm.training.report import write_report
 from deepwell.lm.training.schedules import plan
 from deepwell.lm.training.states import collect, put_back
@@ -132,20 +132,22 @@ class _Run:
         set_precision(model, recipe.precision)
         model.recompute = recipe.memory.recompute
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.learning = sum(parameter.numel() for parameter in network.trained(model).values())
+        length = recipe.data.sequence_length
+        whole = plan(recipe.batch, rows_per_epoch=len(self.rows), row_tokens=length)
+        whole.check_processes(world.size)
+        flops = cost.training_flops(model.config, length, model=model)
         distribute(model, world)
         self.model: Transformer = model
-        length = recipe.data.sequence_length
         self.loop = Loop(
             model=model,
             recipe=recipe,
             rows=self.rows,
-            plan=plan(recipe.batch, rows_per_epoch=len(self.rows), row_tokens=length),
+            plan=whole,
             optimizer=build(model, recipe.optimizer, chosen_experts=chosen),
             guard=Guard(recipe.guard),
             world=world,
             progress=Progress(),
-            flops_per_token=cost.training_flops(model.config, length),
+            flops_per_token=flops,
             peak_flops=self._peak(),
         )
 
@@ -173,16 +175,19 @@ class _Run:
         if section.tune == "full":
             model.requires_grad_(True)
             return None
-        path = self.folder / EXPERTS
-        if path.exists():
-            chosen = {int(layer): list(experts) for layer, experts in json.loads(path.read_text()).items()}
-        else:
-            count = max(1, section.esft.sample_tokens // self.recipe.data.sequence_length)
-            batches = (self.rows.batch(first, 1).to(self.world.device) for first in range(min(count, len(self.rows))))
-            chosen = esft.choose_experts(esft.rank_experts(model, batches, by=section.esft.by), section.esft.share)
-            if self.world.is_main:
-                write_whole(path, json.dumps(chosen) + "\n")
+        chosen: dict[int, list[int]] = self.world.broadcast_object(self._chosen(model) if self.world.is_main else None)
         esft.restrict(model, chosen, tune_shared=section.esft.tune_shared, tune_rest=section.esft.tune_rest)
+        return chosen
+
+    def _chosen(self, model: Transformer) -> dict[int, list[int]]:
+        """For ESFT: the experts that the run's checkpoint is of, or those that the data says."""
+        section, path = self.recipe.model.esft, self.folder / EXPERTS
+        if path.exists() and self.checkpoints.steps():
+            return {int(layer): list(experts) for layer, experts in json.loads(path.read_text()).items()}
+        count = min(max(1, section.sample_tokens // self.recipe.data.sequence_length), len(self.rows))
+        batches = (self.rows.batch(first, 1).to(self.world.device) for first in range(count))
+        chosen = esft.choose_experts(esft.rank_experts(model, batches, by=section.by), section.share)
+        write_whole(path, json.dumps(chosen) + "\n")
         return chosen
 
     def _peak(self) -> float:
@@ -195,13 +200,16 @@ class _Run:
     def carry_out(self, *, resume: bool) -> Outcome:
         """Steps until the end or until someone stops it."""
         loop, log = self.loop, self.recipe.log
+        passed_over: list[str] = []
         if resume:
-            self._restore()
+            self._restore(passed_over.append)
         if self.world.is_main:
             self.journal.resume(loop.progress.step)
         if log.tensorboard and self.world.is_main:
             self._watch_by_tensorboard()
         self._tell(self._started())
+        for message in passed_over:  # told after the journal was cut, which ends at the last record that stays
+            self._note(message)
         with Stopping() as stop:
             last = float("nan")
             while loop.progress.step < loop.plan.steps:
@@ -229,16 +237,15 @@ class _Run:
 
     def _started(self) -> Started:
         recipe, loop = self.recipe, self.loop
-        held_back = len(self.validation) if self.validation is not None else 0
         return Started(
             name=self.name,
             step=loop.progress.step,
             steps=loop.plan.steps,
             parameters=self.parameters,
             active_parameters=cost.active_parameters(self.model.config),
-            trained_parameters=self.learning,
-            train_tokens=len(self.rows) * recipe.data.sequence_length,
-            validation_tokens=held_back * recipe.data.sequence_length,
+            trained_parameters=sum(slot.size for slot in loop.optimizer.slots),
+            train_tokens=self.rows.tokens,
+            validation_tokens=self.validation.tokens if self.validation is not None else 0,
             flops_per_token=loop.flops_per_token,
             peak_flops=loop.peak_flops,
             processes=self.world.size,
@@ -286,14 +293,14 @@ class _Run:
         tensors, values = collect(self.loop)
         self.checkpoints.save(self.loop.progress.step, tensors, values, world=self.world)
 
-    def _restore(self) -> None:
+    def _restore(self, on_bad: Callable[[str], None]) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        loaded = self.checkpoints.latest_good(self._note)
+        loaded = self.checkpoints.latest_good(on_bad)
         if loaded is not None:
             put_back(self.loop, loaded)
 
     def _go_back(self) -> None:
-        """After too many bad steps: the last checkpoint again (or the beginning), passing over the bad steps."""
+        """After too many bad steps: the last checkpoint again, passing over the bad steps."""
         guard = self.loop.guard.state()
         bad = self.loop.progress.step
         loaded = self.checkpoints.latest_good(self._note)
@@ -321,11 +328,13 @@ class _Run:
         )  # fmt: skip
         self.world.barrier()
         report = write_report(self.folder) if self.world.is_main else None
-        looks = (
-            [record for record in self.journal.records() if isinstance(record, Validated)] if self.world.is_main else []
-        )
-        bits = looks[-1].bits_per_byte if looks else None
-        return Outcome(progress.step, finished, model, report, loss, bits)
+        told = self.journal.records() if self.world.is_main else []
+        looks = [record for record in told if isinstance(record, Validated)]
+        steps = [record for record in told if isinstance(record, Stepped)]
+        return Outcome(
+            progress.step, finished, model, report, steps[-1].loss if steps else loss,
+            looks[-1].bits_per_byte if looks else None,
+        )  # fmt: skip
 
 
 def _seed(seed: int) -> None:

@@ -48,6 +48,8 @@ def test_chosen_experts_are_stretches_of_the_stack(model: Transformer) -> None:
     stack = found["layers.1.mlp.experts.gate_up_proj"]
     assert stack.runs == ((1, 3), (5, 6), (7, 8))
     assert [len(piece) for piece in stack.pieces(stack.parameter)] == [2, 1, 1]
+    assert stack.size == stack.parameter.numel() // 2
+    assert found["lm_head.weight"].size == found["lm_head.weight"].parameter.numel()
     state = stack.new_state("f32")
     assert state.shape == (4, 32, 32)
     assert [len(piece) for piece in stack.state_pieces(state)] == [2, 1, 1]

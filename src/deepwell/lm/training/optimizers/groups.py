@@ -57,6 +57,14 @@ class Slot:
     runs: Runs | None = None
     """Of the first dimension, those that are updated; None: all."""
 
+    @property
+    def size(self) -> int:
+        """How many values are updated, over all processes."""
+        total = self.parameter.numel()
+        if self.runs is None:
+            return total
+        return total // self.parameter.shape[0] * sum(end - begin for begin, end in self.runs)
+
     def pieces(self, tensor: Tensor) -> list[Tensor]:
         """What is updated of a tensor in the parameter's shape (itself, its gradient), as contiguous views."""
         local = local_part(tensor)
