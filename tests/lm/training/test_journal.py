@@ -161,6 +161,14 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         Journal(tmp_path / "file" / "j")(stepped(1))
 
 
+def test_a_journal_that_cannot_be_cut_says_so_and_stays(tmp_path: Path) -> None:
+    write(tmp_path / "j", stepped(1), stepped(2)).close()
+    (tmp_path / "j.new").mkdir()
+    with pytest.raises(TrainingError, match="cannot be written"):
+        Journal(tmp_path / "j").resume(1)
+    assert journal.read(tmp_path / "j") == [stepped(1), stepped(2)]
+
+
 def test_a_journal_tells_what_it_holds(tmp_path: Path) -> None:
     told = Journal(tmp_path / "j")
     assert told.records() == []

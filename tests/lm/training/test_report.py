@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deepwell.errors import UsageError
+from deepwell.errors import TrainingError, UsageError
 from deepwell.lm.training.journal import Journal
 from deepwell.lm.training.recipe import BatchSection, DataSection, ModelSection, Recipe, SourceSection
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
@@ -197,6 +197,12 @@ def test_the_time_of_earlier_sittings_counts(tmp_path: Path) -> None:
     *records, end = made_up.run(steps=3)
     assert isinstance(end, Ended)
     assert "training time 2 h 0 min" in report(tmp_path, [*records, replace(end, seconds=7200.0)]).words
+
+
+def test_a_report_that_cannot_be_written_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "report.html.new").mkdir()
+    with pytest.raises(TrainingError, match=r"cannot be written.*\n.*deepwell runs"):
+        report(tmp_path, made_up.run(steps=3))
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

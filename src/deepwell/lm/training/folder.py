@@ -6,8 +6,9 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from deepwell.errors import UsageError
+from deepwell.errors import TrainingError, UsageError
 from deepwell.lm.parallel.world import World
 from deepwell.lm.training import reading
 from deepwell.lm.training.checkpoint import Checkpoints
@@ -26,17 +27,16 @@ def held(folder: Path, world: World) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror})", hint="choose another with --out") from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UsageError(
             f"{folder} is in use by another run", hint="wait for it, or choose another with --out"
         ) from error
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror})", hint="choose another with --out") from error
     try:
         yield
     finally:
@@ -48,13 +48,13 @@ def claim(folder: Path, recipe: Recipe, name: str, base: Path, *, resume: bool, 
     path = folder / RECIPE
     content = reading.to_dict(recipe)
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        called, before = _before(path, content)
         if not resume and (folder / JOURNAL).exists():
             raise UsageError(
-                f"{folder} holds a run of {before['name']} already",
+                f"{folder} holds a run of {called} already",
                 hint="go on with it (--resume), or choose another folder with --out",
             )
-        changed = [key for key in {*content, *before["recipe"]} if content.get(key) != before["recipe"].get(key)]
+        changed = [key for key in {*content, *before} if content.get(key) != before.get(key)]
         changed = sorted(key for key in changed if key not in _MAY_CHANGE)
         if resume and changed and Checkpoints(folder / CHECKPOINTS, keep=1).steps():
             raise UsageError(
@@ -66,7 +66,26 @@ def claim(folder: Path, recipe: Recipe, name: str, base: Path, *, resume: bool, 
     world.barrier()
 
 
+def _before(path: Path, content: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and recipe that a run was begun with; where its file is damaged, those that the user gives now."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return str(noted["name"]), dict(noted["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.parent.name, content
+
+
 def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one move.
+
+    Raises:
+        TrainingError: The disk is full, or the folder cannot be written; the old file is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written: {error.strerror}", hint="see whether the disk is full, then begin again"
+        ) from error

@@ -16,11 +16,12 @@ The guard can take a run back to a checkpoint while it goes on. Nothing is taken
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,22 +53,20 @@ class Journal:
         Raises:
             TrainingError: The file cannot be written.
         """
-        try:
+        with self._writing():
             if self._file is None:
                 self._file = self._open()
             self._file.write(_to_line(record))
             self._file.flush()
-        except OSError as error:
-            raise TrainingError(
-                f"the run's journal {self.path} cannot be written: {error.strerror}",
-                hint="see whether the disk is full; the run goes on from its last checkpoint with --resume",
-            ) from error
 
     def resume(self, step: int) -> None:
         """Take back what came after a step, as the run goes on from its checkpoint of that step.
 
         Also goes: a torn line at the end, that the run ended, and sittings of which nothing is left. The file is
         replaced in one move, so that a kill in between leaves the old one.
+
+        Raises:
+            TrainingError: The file cannot be written, or was damaged.
         """
         self.close()
         if not self.path.exists():
@@ -76,11 +75,12 @@ class Journal:
         while kept and (isinstance(kept[-1], Started) or kept[-1].step > step):
             kept.pop()
         scratch = self.path.with_name(self.path.name + ".new")
-        with scratch.open("wb") as file:
-            file.writelines(_to_line(record) for record in kept if not isinstance(record, Ended))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.path)
+        with self._writing():
+            with scratch.open("wb") as file:
+                file.writelines(_to_line(record) for record in kept if not isinstance(record, Ended))
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self.path)
 
     def records(self) -> list[Record]:
         """All that was written so far; see ``read``. Empty where there is no file yet."""
@@ -91,6 +91,16 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"the run's journal {self.path} cannot be written: {error.strerror}",
+                hint="see whether the disk is full; the run goes on from its last checkpoint with --resume",
+            ) from error
 
     def _open(self) -> IO[bytes]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

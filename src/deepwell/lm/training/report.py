@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from deepwell.errors import DeepwellError, UsageError
+from deepwell.errors import DeepwellError, TrainingError, UsageError
 from deepwell.lm.training import journal, report_page
 from deepwell.lm.training.figures import count, decimals, duration, rate, share
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         UsageError: There is no journal, or no run has begun in it.
-        TrainingError: The journal is damaged.
+        TrainingError: The journal is damaged, or the report cannot be written.
     """
     path = folder / "journal.jsonl"
     if not path.is_file():
@@ -43,8 +43,15 @@ def write_report(folder: Path) -> Path:
         raise UsageError(f"the run in {folder} has not begun yet", hint="wait until its data is prepared")
     target = folder / "report.html"
     scratch = folder / "report.html.new"
-    scratch.write_text(_write(run), encoding="utf-8", errors="backslashreplace")
-    scratch.replace(target)
+    text = _write(run)
+    try:
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.replace(target)
+    except OSError as error:
+        raise TrainingError(
+            f"the report {target} cannot be written: {error.strerror}",
+            hint=f"see whether the disk is full, then write it anew: deepwell runs {folder} --report",
+        ) from error
     return target
 
 

@@ -1,5 +1,6 @@
 """A corpus: made once, split so that nothing is on both sides, and made anew when anything is amiss."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from deepwell.errors import DataError
 from deepwell.lm.training.data import corpus as module
 from deepwell.lm.training.data.corpus import Corpus, prepare
 from deepwell.lm.training.data.duplicates import SIMILAR, normalised
-from deepwell.lm.training.data.store import Documents
+from deepwell.lm.training.data.store import Documents, SideWriter
 from deepwell.lm.training.recipe import Recipe, TokenizerSection
 from deepwell.lm.weights.tokenizer import Tokenizer
 
@@ -369,3 +370,25 @@ def test_chats_with_what_is_learned(
 def learned_of(side: Documents, number: int) -> list[int]:
     assert side.learned is not None
     return list(side.learned[side.offsets[number] : side.offsets[number + 1]])
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, make_recipe: MakeRecipe, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(DataError, match=r"cannot be prepared in .*out: .*exists"):
+        prepare(make_recipe(), tmp_path, tmp_path / "out", tokenizer=tokenizer)
+
+
+def test_a_full_disk_is_told_and_leaves_no_corpus(
+    tmp_path: Path, make_recipe: MakeRecipe, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SideWriter, "add", full)
+        with pytest.raises(DataError, match=r"No space left on device\n.*room"):
+            prepare(make_recipe(), tmp_path, tmp_path / "out", tokenizer=tokenizer)
+    assert prepare(make_recipe(), tmp_path, tmp_path / "out", tokenizer=tokenizer).facts["train_documents"] == 1

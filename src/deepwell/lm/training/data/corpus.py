@@ -88,17 +88,23 @@ def prepare(
         on_progress: See ``Progress``.
 
     Raises:
-        DataError: A source is missing, damaged or empty; the message names file and line.
+        DataError: A source is missing, damaged or empty, and the message names file and line; or the disk is full.
         MissingExtraError: A source needs a package that is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     report = on_progress or _silent
-    with FileLock(folder / ".lock"):
-        key = _key(recipe, base, tokenizer)
-        found = _open(folder, key, recipe.kind, tokenizer)
-        if found is None:
-            _make(recipe, base, folder, key, tokenizer, report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            key = _key(recipe, base, tokenizer)
             found = _open(folder, key, recipe.kind, tokenizer)
+            if found is None:
+                _make(recipe, base, folder, key, tokenizer, report)
+                found = _open(folder, key, recipe.kind, tokenizer)
+    except OSError as error:  # sources that cannot be read have an error of their own
+        raise DataError(
+            f"the data cannot be prepared in {folder}: {error}",
+            hint="See whether there is room, there and where temporary files go, and begin again",
+        ) from error
     if found is None:
         raise DataError(f"what was written to {folder} cannot be read again", hint="Check the disk")
     return found
