@@ -255,6 +255,22 @@ def test_of_many_processes_only_the_first_speaks_and_looks_at_the_folder(
     assert len(training.calls) == 1
 
 
+@pytest.mark.parametrize("words", [("train", "mine.toml", "--set", "batch.stepz=3"), ("train", "--no-such-option")])
+def test_of_many_processes_only_the_first_of_a_machine_tells_of_what_all_find_wrong(
+    deepwell: Call, training: FakeTraining, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert deepwell(*words).err  # not torchrun's: alone after all
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    ran = deepwell(*words)
+    assert (ran.code, ran.out, ran.err) == (2, "", "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert deepwell(*words).err
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    training.raises = TrainingError("the disk of this machine is full")
+    assert "disk of this machine" in deepwell("train", "mine.toml").err
+
+
 def test_a_dry_run_tells_what_a_run_would_take(deepwell: Call, training: FakeTraining, tmp_path: Path) -> None:
     facts = json.loads(deepwell("train", "mine.toml", "--dry-run", "--json").out)
     assert (facts["name"], facts["steps"]) == ("mine", 4)

@@ -21,7 +21,7 @@ import click
 
 from deepwell import __version__
 from deepwell.cli.options import Settings, print_json
-from deepwell.errors import DeepwellError
+from deepwell.errors import DeepwellError, TrainingError
 
 COMMANDS = {
     "add": ("deepwell.cli.index:add", "Read files and folders into the library."),
@@ -106,10 +106,12 @@ def run(args: Sequence[str] | None = None) -> int:
     try:
         code = cli.main(arguments, prog_name="deepwell", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.ClickException as error:
+    except (click.ClickException, DeepwellError) as error:
+        if _is_told_by_the_first(error):
+            return error.exit_code
+        if isinstance(error, DeepwellError):
+            return _fail(error.code, error.message, error.hint, error.exit_code, as_json)
         return _fail("bad-usage", error.format_message(), _usage_hint(error), error.exit_code, as_json)
-    except DeepwellError as error:
-        return _fail(error.code, error.message, error.hint, error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped.", err=True)  # click has ended the line that ^C stands on
         return 130
@@ -122,6 +124,14 @@ def run(args: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         hint = "This is a fault in Deepwell. Set DEEPWELL_DEBUG=1 and run it again to see where, then please report it."
         return _fail("internal", f"{type(error).__name__}: {error}", hint, 1, as_json)
+
+
+def _is_told_by_the_first(error: Exception) -> bool:
+    """Whether torchrun has started several of us here, and all of them find the same wrong: a command line, a recipe, a
+    model that is missing. The first one of each machine says so; what happens in training can be one's own misfortune.
+    """
+    is_another = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+    return is_another and not isinstance(error, TrainingError)
 
 
 def _usage_hint(error: click.ClickException) -> str:

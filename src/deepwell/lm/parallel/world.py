@@ -77,9 +77,8 @@ class World:
         """Join the run that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or be alone.
 
         Raises:
-            UsageError: ``experts`` does not divide the number of processes, the environment contradicts itself, or
-                there are more processes than GPUs.
-            TrainingError: The other processes could not be reached.
+            UsageError: ``experts`` does not divide the number of processes, or the environment contradicts itself.
+            TrainingError: There is no GPU for this process alone, or the other processes could not be reached.
         """
         rank, size, local = (_number(name, default) for name, default in _ENVIRONMENT)
         if not 0 <= rank < size:
@@ -95,7 +94,7 @@ class World:
         device = torch.device("cpu")
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():
-                raise UsageError(
+                raise TrainingError(
                     f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}",
                     hint="start at most as many processes as there are GPUs (torchrun --nproc-per-node)",
                 )
