@@ -141,6 +141,15 @@ def test_gate_at_the_ends() -> None:
     assert torch.allclose(gate.grad, torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]).bfloat16(), atol=1e-30)
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (3, 0), (37,), (2, 3, 5)], ids=str)
+def test_gate_of_any_shape(shape: tuple[int, ...]) -> None:
+    gate, up = half(*shape), half(*shape)
+    out = swiglu(gate, up)
+    assert out.shape == shape
+    assert torch.allclose(out.float(), F.silu(gate.float()) * up.float(), rtol=1e-2, atol=1e-6)
+    assert all(found.shape == shape for found in torch.autograd.grad(out.sum(), (gate, up)))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 33])
 def test_cross_entropy(rows: int, threads: int) -> None:
     torch.manual_seed(0)
@@ -208,6 +217,44 @@ def test_gradients_of_experts(threads: int) -> None:
     for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         exact = upstream[start:end].double().T @ x.detach()[start:end].double()
         assert away(grad[expert], exact) < 1e-6 if end > start else not grad[expert].any()
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """The guard of a training run looks at losses and gradients; what a kernel swallowed it would never see."""
+    torch.manual_seed(0)
+    query, key, value = (half(1, 1, 40, 16) for _ in range(3))
+    with torch.no_grad():
+        query[0, 0, 7, 3] = torch.nan
+        key[0, 0, 30, 3] = torch.nan
+    out = attend(query, key, value, scale=0.25, causal=True)
+    assert out.isnan().all(-1).flatten().nonzero().flatten().tolist() == [7, *range(30, 40)]
+    grads = torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
+    assert all(grad.isnan().any() for grad in grads)
+
+    for place in (0, 1):
+        both = [half(1, 20), half(1, 20)]
+        with torch.no_grad():
+            both[place][0, 17] = torch.nan
+        out = swiglu(*both)
+        assert out.isnan().flatten().nonzero().item() == 17
+        assert torch.autograd.grad(out.sum(), both)[0][0, 17].isnan()  # that of up knows the gate alone
+
+    x, norm = half(3, 20), RMSNorm(20, 1e-5)
+    with torch.no_grad():
+        x[1, 17] = torch.nan
+    assert norm(x).isnan().all(-1).tolist() == [False, True, False]
+
+    hidden, weight = half(3, 16), torch.randn(40, 16)
+    weight[39] = torch.nan  # a token that is no label here
+    loss = linear_cross_entropy(hidden, weight.requires_grad_(), torch.arange(3))
+    assert loss.isnan()
+    assert torch.autograd.grad(loss, hidden)[0].isnan().all()
+
+
+@pytest.mark.parametrize("label", [-100, 20])
+def test_a_label_that_is_no_token_is_refused(label: int) -> None:
+    with pytest.raises(IndexError, match=f"labels are .*{label}.*, of a vocabulary of 20"):
+        linear_cross_entropy(half(3, 16), torch.randn(20, 16), torch.tensor([1, label, 2]))
 
 
 def test_a_network_learns_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        if compiled(gate, up):
+        if compiled(gate, up) and gate.shape == up.shape:
             return calls.swiglu_forward(gate, up)
         return F.silu(gate).mul_(up)
 
@@ -26,7 +26,7 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         grad = grads[0]
-        if compiled(gate, up, grad):
+        if compiled(gate, up, grad) and gate.shape == up.shape:
             return calls.swiglu_backward(grad, gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 

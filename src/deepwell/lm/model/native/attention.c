@@ -95,7 +95,7 @@ static void forward_block(const void *args, int64_t which, char *scratch) {
             __mmask16 some = seen16(of, batch, head, first + i, j);
             __m512 value = _mm512_mask_blend_ps(some, _mm512_set1_ps(-INFINITY), _mm512_loadu_ps(row + j));
             if (some != 0xffff) _mm512_storeu_ps(row + j, value);
-            most = _mm512_max_ps(most, value);
+            most = _mm512_max_ps(value, most); /* a NaN is passed over here, and makes the sum NaN below */
         }
         float top = _mm512_reduce_max_ps(most);
         if (top == -INFINITY) top = 0;
@@ -108,7 +108,7 @@ static void forward_block(const void *args, int64_t which, char *scratch) {
             _mm256_storeu_si256((__m256i *)(shares + i * padded + j), narrow16(share));
         }
         float total = _mm512_reduce_add_ps(sum);
-        divide[i] = total > 0 ? 1.0f / total : 0.0f;
+        divide[i] = total == 0 ? 0.0f : 1.0f / total;
         of->normaliser[pair * of->queries + first + i] = top * of->scale + logf(total);
     }
     int64_t width = of->value_width;

@@ -83,7 +83,7 @@ def attention_backward(
     grad, query, key, value, out = map(_readable, (grad, query, key, value, out))
     (batch, heads, count, width), (groups, seen), valued = query.shape, key.shape[1:3], value.shape[3]
     grad_query, grad_key, grad_value = (
-        torch.empty(batch, heads, rows, each, dtype=torch.float32)
+        query.new_empty(batch, heads, rows, each, dtype=torch.float32)
         for rows, each in ((count, width), (seen, width), (seen, valued))
     )
     of = _attention(query, key, value, mask, causal, scale)
@@ -143,7 +143,7 @@ def norm_backward(
 
 
 def _gated(gate: Tensor, up: Tensor) -> tuple[Gated, Tensor, Tensor]:
-    gate, up = (t.flatten(0, -2) if t.stride(-1) == 1 else t.contiguous().flatten(0, -2) for t in (gate, up))
+    gate, up = (torch.atleast_2d(t if t.stride(-1) == 1 else t.contiguous()).flatten(0, -2) for t in (gate, up))
     rows, width = gate.shape
     of = Gated(rows=rows, width=width, gate_row=gate.stride(0), up_row=up.stride(0))
     of.gate, of.up = gate.data_ptr(), up.data_ptr()
@@ -173,8 +173,16 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
 
 
 def entropy_rows(logits: Tensor, labels: Tensor, scale: float, wants_gradient: bool) -> Tensor:
-    """Cross-entropy of each row, [N] float32; ``logits`` [N, V] become their gradient times ``scale`` if wanted."""
+    """Cross-entropy of each row, [N] float32; ``logits`` [N, V] become their gradient times ``scale`` if wanted.
+
+    Raises:
+        IndexError: A label is none of 0 to V - 1.
+    """
     labels = labels.contiguous()
+    if labels.numel():
+        lowest, highest = (int(label) for label in labels.aminmax())
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise IndexError(f"labels are {lowest} to {highest}, of a vocabulary of {logits.shape[1]}")
     losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
     of = Entropy(rows=logits.shape[0], width=logits.shape[1], scale=scale, wants_gradient=wants_gradient)
     of.logits, of.labels, of.losses = logits.data_ptr(), labels.data_ptr(), losses.data_ptr()
@@ -215,7 +223,7 @@ def grouped(x: Tensor, weight: Tensor, offsets: Tensor, room: Tensor, *, turned:
         for first in range(start, end, found.block)
         for place in (group, first)
     ]
-    places = torch.tensor(blocks, dtype=torch.int64)
+    places = torch.tensor(blocks, dtype=torch.int64, device="cpu")
     offsets = offsets.to(torch.int32).contiguous()
     out = x.new_empty(x.shape[0], columns)
     of = Grouped(groups=weight.shape[0], inner=inner, columns=columns, x_row=x.stride(0), turned=turned)

@@ -80,10 +80,10 @@ typedef struct {
 
 INLINE __m512 sigmoid16(__m512 x) {
     __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, exp16(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f)))));
+    return _mm512_div_ps(one, _mm512_add_ps(one, exp16(_mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), x)))));
 }
 
-INLINE int64_t rows_each(int64_t width) { return width < VALUES ? VALUES / width : 1; }
+INLINE int64_t rows_each(int64_t width) { return width > 0 && width < VALUES ? VALUES / width : 1; }
 
 static void gated_rows(const void *args, int64_t which, char *scratch) {
     (void)scratch;
@@ -134,7 +134,7 @@ static void entropy_row(const void *args, int64_t row, char *scratch) {
     __m512 lowest = _mm512_set1_ps(-INFINITY), most = lowest, sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < width; i += 16) {
         __mmask16 some = some16(width - i);
-        most = _mm512_mask_max_ps(most, some, most, wide16_some(some, logits + i));
+        most = _mm512_mask_max_ps(most, some, wide16_some(some, logits + i), most);
     }
     float top = _mm512_reduce_max_ps(most);
     most = _mm512_set1_ps(top);

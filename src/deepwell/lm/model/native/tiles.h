@@ -74,9 +74,9 @@ INLINE float wide1(bf16 value) {
     return wide;
 }
 
-/* e^x to a few units of the last place of float32; 0 below -87. */
+/* e^x to a few units of the last place of float32; 0 below -104, NaN of NaN and of infinity. */
 INLINE __m512 exp16(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x); /* where one is NaN, the second is taken: NaN stays */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896f)), 8);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
