@@ -1,11 +1,13 @@
 """Every fused operation against the plain one, forward and backward, in float64 and where operands are widened."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepwell.lm.model import products
 from deepwell.lm.model.attending import attend
@@ -184,3 +186,49 @@ def test_no_gradient_is_made_where_none_is_wanted() -> None:
     hidden, weight = random(4, 6), torch.randn(11, 6, dtype=torch.float64)
     (grad,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, torch.zeros(4, dtype=torch.int64)), (hidden,))
     assert grad.shape == hidden.shape
+
+
+class Recorded(TorchDispatchMode):
+    """The operations that PyTorch carries out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_loss_that_is_only_looked_at_makes_no_gradient() -> None:
+    hidden, weight, labels = random(4, 6), random(11, 6), torch.zeros(4, dtype=torch.int64)
+    with Recorded() as learning:
+        loss = linear_cross_entropy(hidden, weight, labels)
+    assert "addmm_" in learning.names
+    with Recorded() as looking, torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, labels) == loss
+    assert "addmm_" not in looking.names
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_is_kept_in_front_of_a_frozen_matrix(instructions: bool, grouped: bool, frozen: bool) -> None:
+    torch.manual_seed(0)
+    x = random(20, 32, dtype=torch.bfloat16)
+    weight = torch.randn(2, 16, 32) if grouped else torch.randn(16, 32)
+    weight.requires_grad_(not frozen)
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ends = torch.tensor([9, 20], dtype=torch.int32)
+        out = grouped_linear(x, weight, ends) if grouped else linear(x, weight)
+    assert (x.data_ptr() in kept) != frozen
+    out.sum().backward()
+    wide = weight.double()
+    parts = [wide[0].sum(0).expand(9, -1), wide[1].sum(0).expand(11, -1)] if grouped else [wide.sum(0).expand(20, -1)]
+    assert x.grad is not None
+    assert torch.allclose(x.grad.double(), torch.cat(parts), rtol=5e-2, atol=1e-1)

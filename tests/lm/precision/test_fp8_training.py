@@ -218,3 +218,15 @@ def test_a_processor_without_bf16_products_multiplies_in_float32(monkeypatch: py
     found = Fp8Products(power_of_two=True).linear(x, weight)
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_pass_without_gradients_rounds_nothing_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def columns(*_: Any) -> Any:
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(fp8_emulation.Emulation, "columns", columns)
+    x, weight = torch.randn(4, 32).bfloat16(), torch.randn(16, 32, requires_grad=True)
+    with torch.no_grad():
+        assert Fp8Products().linear(x, weight).shape == (4, 16)
+    with pytest.raises(AssertionError, match="asked for"):
+        Fp8Products().linear(x, weight)

@@ -90,4 +90,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, divisor
 
     ``hidden`` [N, h], ``weight`` [vocab, h], ``labels`` [N] int64, none of them masked -> scalar. N may be 0.
     """
+    if not torch.is_grad_enabled():  # an autograd function is not told, and would make the gradients all the same
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, labels, divisor)  # type: ignore[no-any-return,no-untyped-call]

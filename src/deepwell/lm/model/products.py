@@ -13,7 +13,8 @@ instructions), they take what PyTorch does in many passes: attention, norms, gat
 gradients of float32 weights, which they sum in float32. The rest, and all of it elsewhere, is PyTorch's.
 
 All of these operations keep for the backward pass only what came in, in the dtype in which it came; whatever can be
-computed again in one cheap pass (a widened copy, a gate's activation, a normalised row) is not stored.
+computed again in one cheap pass (a widened copy, a gate's activation, a normalised row) is not stored. In front of a
+frozen matrix nothing is.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _room(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.new_empty(weight.shape, dtype=dtype)
     buffer: Tensor | None = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.numel() < size:
-        buffer = _scratch.buffer = torch.empty(size, dtype=torch.uint8)
+        buffer = _scratch.buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
     return buffer[:size].view(dtype).view(weight.shape)
 
 
@@ -109,7 +110,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def _outer(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """``left^T right`` in ``dtype``: the gradient of a weight. [K, M], [K, N] -> [M, N]."""
     if dtype is torch.float32 and right.shape[1] % 16 == 0 and compiled(left, right):
-        total = torch.empty(left.shape[1], right.shape[1])
+        total = left.new_empty(left.shape[1], right.shape[1], dtype=dtype)
         calls.outer(left, right, total)
         return total
     return (widened(left).t() @ widened(right)).to(dtype)
@@ -120,8 +121,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape, ctx.dtype, ctx.has_bias = x.shape, x.dtype, bias is not None
         wide = widened(x)
         matrix = matrix_for(weight, x.dtype)
         return F.linear(wide, matrix, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
@@ -133,7 +134,7 @@ class _Linear(torch.autograd.Function):
         wide = widened(rows)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = (wide @ matrix_for(weight, x.dtype)).to(x.dtype).view(x.shape)
+            grad_x = (wide @ matrix_for(weight, ctx.dtype)).to(ctx.dtype).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             grad_weight = _outer(rows, x.flatten(0, -2), weight.dtype)
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -184,7 +185,7 @@ def _is_aligned(tensor: Tensor) -> bool:
 def _grouped_outer(left: Tensor, right: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """The gradient of ``weight`` [E, M, N], a group after the other: [K, M], [K, N] -> [E, M, N]."""
     if weight.dtype is torch.float32 and right.shape[1] % 16 == 0 and compiled(left, right):
-        total = torch.empty(weight.shape)
+        total = torch.empty_like(weight, memory_format=torch.contiguous_format)
         ends = offsets.tolist()
         for part, start, end in zip(total, [0, *ends[:-1]], ends, strict=True):
             calls.outer(left[start:end], right[start:end], part)
@@ -195,7 +196,8 @@ def _grouped_outer(left: Tensor, right: Tensor, offsets: Tensor, weight: Tensor)
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, offsets)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, offsets)
+        ctx.dtype = x.dtype
         if compiled(x) and calls.suits_grouped(weight):
             return calls.grouped(x, weight, offsets, _room(weight, x.dtype), turned=True)
         matrices = matrix_for(weight, x.dtype)
@@ -207,9 +209,9 @@ class _GroupedLinear(torch.autograd.Function):
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0] and compiled(wide) and calls.suits_grouped(weight):
-            grad_x = calls.grouped(wide, weight, offsets, _room(weight, x.dtype), turned=False)
+            grad_x = calls.grouped(wide, weight, offsets, _room(weight, ctx.dtype), turned=False)
         elif ctx.needs_input_grad[0]:
-            grad_x = _grouped(wide, matrix_for(weight, x.dtype), offsets).to(x.dtype)
+            grad_x = _grouped(wide, matrix_for(weight, ctx.dtype), offsets).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _grouped_outer(grads[0], x, offsets, weight)
         return grad_x, grad_weight, None

@@ -60,7 +60,7 @@ class Fp8Products:
         Returns:
             [..., out] in the dtype of ``x``. A tile with a value that is not finite makes all that it touches NaN.
         """
-        out: Tensor = _Product.apply(x, weight, None, self)  # type: ignore[no-untyped-call]
+        out = self._product(x, weight, None)
         return out if bias is None else out + bias.to(out.dtype)
 
     def grouped(self, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -74,11 +74,16 @@ class Fp8Products:
         Returns:
             [N, out] in the dtype of ``x``.
         """
-        return _Product.apply(x, weight, offsets, self)  # type: ignore[no-any-return,no-untyped-call]
+        return self._product(x, weight, offsets)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """``silu(gate) * up``, elementwise, from the exact inputs; the backward pass has those that FP8 kept."""
         return _SwiGLU.apply(gate, up, self)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _product(self, x: Tensor, weight: Tensor, offsets: Tensor | None) -> Tensor:
+        if not torch.is_grad_enabled():  # an autograd function is not told, and would round for the backward pass too
+            weight = weight.detach()
+        return _Product.apply(x, weight, offsets, self)  # type: ignore[no-any-return,no-untyped-call]
 
     def ways(self, device: torch.device) -> Emulation | Kernels:
         """What rounds and multiplies on a device. One scale a tensor, for comparison alone, is emulated anywhere."""
