@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deepwell.errors import UsageError
 from deepwell.lm.model.products import Linear, at_least_float32, linear
@@ -105,34 +106,38 @@ class LoraLinear(Linear):
     def difference(self) -> Tensor:
         """What the adapter adds to the matrix, [out, in] float32 or wider."""
         wide = ((part, at_least_float32(b) @ at_least_float32(a)) for part, a, b in self.pieces())
-        return self.scaling * self._placed(wide, 0)
+        return self.scaling * self._placed(wide)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [..., in] -> [..., out]."""
-        inner = self.scaling * linear(self.dropout(x), self.lora_a)
-        each = zip(inner.split(self.rank, dim=-1), self.pieces(), strict=True)
-        added = self._placed(((part, linear(low, b)) for low, (part, _, b) in each), -1)
-        return self.product(x, self.base_weight, self.bias) + added
+        low = linear(self.dropout(x), self.lora_a)
+        return self.product(x, self.base_weight, self.bias) + linear(low, self._columns())
 
-    def _placed(self, pieces: Iterator[tuple[LoraPart, Tensor]], dim: int) -> Tensor:
-        """The pieces at their rows along a dimension, zeros between them."""
+    def _columns(self) -> Tensor:
+        """All B scaled, each at its own rows and at its own columns of the stacked A: [out, parts * rank].
+
+        So what is stacked, padded and scaled is a few columns, and never activations.
+        """
+        behind = self.lora_a.shape[0] - self.rank
+        wide = (
+            (part, b if not behind else F.pad(b, (at * self.rank, behind - at * self.rank)))
+            for at, (part, _, b) in enumerate(self.pieces())
+        )
+        return self.scaling * self._placed(wide)
+
+    def _placed(self, pieces: Iterator[tuple[LoraPart, Tensor]]) -> Tensor:
+        """The pieces at their rows, zeros between them: [out, ...]."""
         found: list[Tensor] = []
         at = 0
         for part, piece in pieces:
             begin, end = part.rows
             if begin > at:
-                found.append(_zeros_like(piece, begin - at, dim))
+                found.append(piece.new_zeros(begin - at, piece.shape[1]))
             found.append(piece)
             at = end
         if at < self.out_features:
-            found.append(_zeros_like(found[-1], self.out_features - at, dim))
-        return found[0] if len(found) == 1 else torch.cat(found, dim)
-
-
-def _zeros_like(piece: Tensor, count: int, dim: int) -> Tensor:
-    shape = list(piece.shape)
-    shape[dim] = count
-    return piece.new_zeros(shape)
+            found.append(found[-1].new_zeros(self.out_features - at, found[-1].shape[1]))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def add_lora(model: Transformer, config: LoraConfig) -> None:
