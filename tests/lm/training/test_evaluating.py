@@ -205,9 +205,13 @@ def test_samples_are_the_same_for_the_same_seed_and_move_nothing(writer: Transfo
     assert sample(writer, deepseek, ["the well"], tokens=12, seed=1) == first[:1]
 
 
-def test_a_greedy_sample_is_what_the_network_finds_likeliest(writer: Transformer, deepseek: Tokenizer) -> None:
-    (text,) = sample(writer, deepseek, ["the water is"], tokens=5, seed=0, temperature=0)
-    tokens = list(deepseek.encode("the water is"))
+@pytest.mark.parametrize("chats", [False, True])
+def test_a_greedy_sample_is_what_the_network_finds_likeliest(
+    writer: Transformer, deepseek: Tokenizer, chats: bool
+) -> None:
+    said = "the water is"
+    (text,) = sample(writer, deepseek, [said], tokens=5, seed=0, temperature=0, chats=chats)
+    tokens = deepseek.chat([{"role": "user", "content": said}]) if chats else list(deepseek.encode(said))
     start = len(tokens)
     writer.compute_dtype = None
     try:

@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from deepwell.lm.training.recipe import (
     MemorySection,
     ModelSection,
     OptimizerSection,
+    ParallelSection,
     PrecisionSection,
     Recipe,
     SourceSection,
@@ -279,6 +284,56 @@ def test_esft_moves_the_chosen_experts_alone(
         if not torch.equal(a, b)
     }
     assert moved and all(".mlp.experts." in name for name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel", [ParallelSection(), ParallelSection(data="copy", experts=2)], ids=["shard", "copy"]
+)
+def test_two_processes_are_one_run_that_one_goes_on_with(
+    texts: Path, tmp_path: Path, parallel: ParallelSection
+) -> None:
+    plain = recipe(
+        texts,
+        precision=PrecisionSection(compute="f32"),
+        log=LogSection(validate_every=4, validate_rows=4, sample_every=3, sample_tokens=4, tensorboard=False),
+    )
+    alone = run(plain, tmp_path / "alone")
+    (tmp_path / "recipe.toml").write_text(reading.to_toml(plain.replace(parallel=parallel)), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "deepwell", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=100)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    records = {name: read(tmp_path / name / "journal.jsonl") for name in ("alone", "two")}
+    for kind, least in ((Stepped, 8), (Validated, 2), (Sampled, 3)):
+        assert [r.step for r in records["two"] if isinstance(r, kind)] == [
+            r.step for r in records["alone"] if isinstance(r, kind)
+        ]
+        assert sum(isinstance(r, kind) for r in records["two"]) == least
+    losses = {name: [r.loss for r in told if isinstance(r, Stepped)] for name, told in records.items()}
+    assert losses["two"] == pytest.approx(losses["alone"], rel=1e-3)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000008")
+    again = run(plain, tmp_path / "two", resume=True)
+    assert again.loss == pytest.approx(alone.loss, rel=1e-3)
+    assert again.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-3)
 
 
 def test_a_recipe_is_described_without_its_data(texts: Path) -> None:

@@ -157,6 +157,7 @@ def sample(
     tokens: int,
     seed: int,
     temperature: float = 0.8,
+    chats: bool = False,
 ) -> list[str]:
     """What the network writes behind each prompt, by the engine that its users will have.
 
@@ -170,12 +171,13 @@ def sample(
         tokens: At most that many are written, fewer where the network ends the text or its length is reached.
         seed: Of the draws; each prompt has its own.
         temperature: Logits are divided by it; 0 takes the most probable token.
+        chats: Prompts are what a user says, and what is written answers them, in the form of the tokenizer's chats.
     """
     from deepwell.lm.engine.model import Model
     from deepwell.lm.engine.params import SamplingParams
 
     longest = model.config.max_position_embeddings
-    begun = [_begun(model, tokenizer, prompt)[: longest - 1] for prompt in prompts]
+    begun = [_begun(model, tokenizer, prompt, chats=chats)[: longest - 1] for prompt in prompts]
     params = [
         SamplingParams(temperature=temperature, seed=seed + index, max_tokens=max(1, min(tokens, longest - len(one))))
         for index, one in enumerate(begun)
@@ -189,8 +191,10 @@ def sample(
         return [completion.text for completion in writer.generate(begun, params)]
 
 
-def _begun(model: Transformer, tokenizer: Tokenizer, prompt: str) -> list[int]:
+def _begun(model: Transformer, tokenizer: Tokenizer, prompt: str, *, chats: bool) -> list[int]:
     """The prompt's tokens. A text has something before it in training: a begin token, or the end of another text."""
+    if chats and prompt:
+        return tokenizer.chat([{"role": "user", "content": prompt}])
     if found := tokenizer.encode(prompt):
         return list(found)
     begin = tokenizer.bos_token_id

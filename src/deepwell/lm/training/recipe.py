@@ -217,7 +217,7 @@ class LogSection:
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     prompts: tuple[str, ...] = ()
-    """What samples begin with; empty: the beginning of a text."""
+    """What samples begin with, for ``kind = "sft"`` what a user says; empty: the beginning of a text."""
     sample_tokens: int = 64
     tensorboard: bool = True
     price_per_hour: float = 0.0

@@ -279,13 +279,14 @@ class _Run:
         self._tell(replace(found, step=self.loop.progress.step))
 
     def _sample(self) -> None:
-        if self.world.size > 1:
-            return  # the network is in pieces; whoever wants samples asks the model that was written
-        log = self.recipe.log
+        log, seed, chats = self.recipe.log, self.recipe.seed, self.recipe.kind == "sft"
         prompts = log.prompts or ("",)
-        texts = sample(self.model, self.tokenizer, prompts, tokens=log.sample_tokens, seed=self.recipe.seed)
-        for prompt, text in zip(prompts, texts, strict=True):
-            self._tell(Sampled(step=self.loop.progress.step, prompt=prompt, text=text))
+        whole = whole_copy(self.model, self.world)  # in the first process, for which the others wait
+        if whole is not None:
+            texts = sample(whole, self.tokenizer, prompts, tokens=log.sample_tokens, seed=seed, chats=chats)
+            for prompt, text in zip(prompts, texts, strict=True):
+                self._tell(Sampled(step=self.loop.progress.step, prompt=prompt, text=text))
+        self.world.barrier()
 
     # ---- states ----
 
