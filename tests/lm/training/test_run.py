@@ -171,6 +171,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_journal_begins_again_behind
     assert steps == [record for record in comparable(finished[2]) if isinstance(record, Stepped)]
 
 
+def test_a_run_does_not_go_on_with_other_text(texts: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(texts, tmp_path / "texts")
+    short = recipe(mine, batch=BatchSection(steps=1, sequences=4))
+    run(short, tmp_path / "run")
+    (mine / "0.txt").touch()  # the same text, read anew
+    assert run(short, tmp_path / "run", resume=True).finished
+    (mine / "0.txt").write_text("The rope of the well is long.\n", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"the text or its tokenizer is another.*\n.*put the files"):
+        run(short, tmp_path / "run", resume=True)
+
+
 def _spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of these steps infinite, whenever they are computed."""
     plain = Loop._gradients

@@ -190,7 +190,10 @@ def _checked(line: bytes, path: Path, number: int) -> Record | None:
     try:
         return _from_line(line)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise TrainingError(f"{path} line {number} is not a record of a run: {error}") from error
+        raise TrainingError(
+            f"{path} line {number} is not a record of a run: {error}",
+            hint="take the line out, or move the file away: a run goes on from its checkpoints without it",
+        ) from error
 
 
 def _from_line(line: bytes) -> Record | None:

@@ -53,6 +53,8 @@ class Loop:
     progress: Progress
     flops_per_token: float
     peak_flops: float
+    data: str = ""
+    """What the rows are made of; a checkpoint of other data is refused."""
 
     def step(self) -> tuple[Stepped, bool]:
         """Take the next step.

@@ -149,6 +149,7 @@ class _Run:
             progress=Progress(),
             flops_per_token=flops,
             peak_flops=self._peak(),
+            data=prepared.fingerprint,
         )
 
     # ---- before the first step ----

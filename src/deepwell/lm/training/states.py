@@ -32,6 +32,7 @@ def collect(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         random=plain,
         guard=loop.guard.state(),
         steps=loop.plan.steps,
+        data=loop.data,
     )
     return tensors, values
 
@@ -40,13 +41,18 @@ def put_back(loop: Loop, loaded: Loaded) -> None:
     """Set everything to what a checkpoint holds.
 
     Raises:
-        TrainingError: It is of another network, or the data now makes another number of steps.
+        TrainingError: It is of another network or other data.
     """
     values = loaded.values
     if values["steps"] != loop.plan.steps:
         raise TrainingError(
             f"the run was planned for {values['steps']} steps, and its data now makes {loop.plan.steps}",
             hint="the data changed: put it back, or begin anew in another folder",
+        )
+    if values.get("data", loop.data) != loop.data:
+        raise TrainingError(
+            "the text or its tokenizer is another than the run began with",
+            hint="put the files of data.sources back as they were, or begin anew in another folder",
         )
     state = network.learned_state(loop.model)
     tensors = loaded.tensors

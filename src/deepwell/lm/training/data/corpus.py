@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -60,12 +61,14 @@ class Corpus:
         validation: What is held back; empty for ``validation = 0`` and where there is one document only.
         facts: Counts: of ``documents`` read, how many were ``duplicates``, ``empty`` or ``thinned`` out; of what is
             learned ``train_documents``, ``bytes`` and ``tokens``; the same of what is held back, as ``validation_...``.
+        fingerprint: Of the tokenizer and of all tokens: another one where a run would see other rows.
     """
 
     tokenizer: Tokenizer
     train: Documents
     validation: Documents
     facts: dict[str, int]
+    fingerprint: str
 
 
 def prepare(
@@ -142,7 +145,9 @@ def _open(folder: Path, key: dict[str, Any], kind: str, tokenizer: Tokenizer | N
     except ModelFileError:
         return None
     train, validation = (open_side(folder, side, vocab_size=used.vocab_size, chats=kind == "sft") for side in _SIDES)
-    return Corpus(used, train, validation, manifest["facts"])
+    made_of = json.dumps([manifest["key"]["tokenizer"], sorted(manifest["files"].items())], sort_keys=True)
+    fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
+    return Corpus(used, train, validation, manifest["facts"], fingerprint)
 
 
 # ---- making it ----
