@@ -12,7 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deepwell.lm.model import products
 from deepwell.lm.model.attending import attend
 from deepwell.lm.model.cross_entropy import linear_cross_entropy
-from deepwell.lm.model.products import Linear, at_least_float32, cpu_multiplies, grouped_linear, linear, matmul, widened
+from deepwell.lm.model.products import (
+    Linear,
+    at_least_float32,
+    cpu_multiplies,
+    grouped_linear,
+    linear,
+    matmul,
+    wide_linear,
+    widened,
+)
 from deepwell.lm.model.rowwise import RMSNorm, swiglu
 
 
@@ -31,6 +40,22 @@ def grads(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     out = function(*inputs)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
     return [out, *torch.autograd.grad(out, inputs, upstream)]
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Where the tensors lie that are kept for a backward pass."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        super().__init__(self.pack, lambda tensor: tensor)
+
+    def __enter__(self) -> "Kept":  # type: ignore[override]
+        super().__enter__()
+        return self
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        self.places.append(tensor.data_ptr())
+        return tensor
 
 
 def test_only_half_precision_on_a_processor_without_instructions_is_widened(instructions: bool) -> None:
@@ -82,6 +107,29 @@ def test_what_is_widened_in_turn_does_not_mix(instructions: bool) -> None:
     wide = [tensor.detach().double().requires_grad_() for tensor in (x, large, small)]
     for ours, plain in zip(got, grads(lambda x, a, b: x @ a.T @ b.T, *wide), strict=True):
         assert torch.allclose(ours.double(), plain, rtol=5e-2, atol=1.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_wide_product_is_float32_or_wider_and_keeps_what_came(dtype: torch.dtype, stored: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = random(20, 32, dtype=dtype), random(6, 32, dtype=stored)
+    with Kept() as kept:
+        out = wide_linear(x, weight)
+    assert set(kept.places) == {x.data_ptr(), weight.data_ptr()}
+    wide = torch.promote_types(dtype, torch.float32)
+    assert out.dtype is wide
+    expected = grads(lambda x, w: F.linear(x.to(wide), w.to(wide)), x, weight)
+    for ours, plain in zip(grads(wide_linear, x, weight), expected, strict=True):
+        assert ours.dtype is plain.dtype
+        assert torch.allclose(ours, plain, rtol=1e-2 if plain.dtype is torch.bfloat16 else 1e-5, atol=1e-5)
 
 
 def test_matmul_keeps_its_dtype(instructions: bool) -> None:
@@ -217,16 +265,10 @@ def test_nothing_is_kept_in_front_of_a_frozen_matrix(instructions: bool, grouped
     x = random(20, 32, dtype=torch.bfloat16)
     weight = torch.randn(2, 16, 32) if grouped else torch.randn(16, 32)
     weight.requires_grad_(not frozen)
-    kept = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor.data_ptr())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with Kept() as kept:
         ends = torch.tensor([9, 20], dtype=torch.int32)
         out = grouped_linear(x, weight, ends) if grouped else linear(x, weight)
-    assert (x.data_ptr() in kept) != frozen
+    assert (x.data_ptr() in kept.places) != frozen
     out.sum().backward()
     wide = weight.double()
     parts = [wide[0].sum(0).expand(9, -1), wide[1].sum(0).expand(11, -1)] if grouped else [wide.sum(0).expand(20, -1)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepwell.lm.model.config import ModelConfig
-from deepwell.lm.model.products import Linear, grouped_linear
+from deepwell.lm.model.products import Linear, grouped_linear, wide_linear
 from deepwell.lm.model.rowwise import swiglu
 
 
@@ -94,8 +94,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, given: Tensor | None = None) -> Routing:
         """``x`` [B, T, hidden] -> Routing over N = B*T tokens; ``given`` [N, K]: experts to take, not to choose."""
         flat = x.flatten(0, -2)
-        wide = torch.promote_types(flat.dtype, torch.float32)
-        logits = F.linear(flat.to(wide), self.weight.to(wide))
+        logits = wide_linear(flat, self.weight)
         scores = logits.sigmoid() if self.config.scoring_func == "sigmoid" else logits.softmax(-1)
         experts = self.choose(scores.detach()) if given is None else given
         weights = self.weigh(scores, experts)

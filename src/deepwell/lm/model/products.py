@@ -153,6 +153,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
 
 
+class _WideLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.dtype = x.dtype
+        return F.linear(at_least_float32(x), at_least_float32(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grads[0] @ at_least_float32(weight)).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grads[0].t() @ at_least_float32(x)).to(weight.dtype)
+        return grad_x, grad_weight
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` in float32 or wider whatever came in: ``x`` [N, in], ``weight`` [out, in] -> [N, out].
+
+    What is kept for the backward pass is ``x`` as it came, not widened.
+    """
+    return _WideLinear.apply(x, weight)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear`` by the product above, or by another that is put in its place (training in FP8)."""
 
