@@ -13,10 +13,14 @@ from deepwell.lm.parallel.world import World
 
 
 class Stopping:
-    """Turns Ctrl-C and SIGTERM into a wish that is fulfilled after the step; the second Ctrl-C stops at once."""
+    """Turns Ctrl-C and SIGTERM into a wish that is fulfilled after the step; the second Ctrl-C stops at once.
+
+    SIGTERM may come more than once, and beside Ctrl-C: torchrun and batch systems pass on what they get themselves.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
@@ -30,9 +34,11 @@ class Stopping:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if self.asked:
-            raise KeyboardInterrupt
+        del frame
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.asked = True
 
     def asked_everywhere(self, world: World) -> bool:
