@@ -111,6 +111,7 @@ def test_a_wrong_key_names_line_and_the_nearest_right_one(tmp_path: Path) -> Non
         ('path = "b.jsonl"', "", "line 10: data.sources.path is missing"),
         ('text = "body"', 'messages = "m"', 'line 12: data.sources.messages is for kind = "sft"'),
         ("sequence_length = 64", "sequence_length = 4", "line 16: data.sequence_length is 4; it is at least 8"),
+        ("sequence_length = 64", "sequence_length = 600", "line 16: data.sequence_length is 600, and the network"),
         ('"debug-moe"', '"debug-mo"', "line 5: model.named: no network shape is called 'debug-mo'"),
         ("num_hidden_layers = 3", "num_experts_per_tok = 9", "line 6: model.config: num_experts_per_tok (9)"),
         ("num_hidden_layers = 3", "rope_scaling = 3", "line 6: model.config.rope_scaling is 3; expected a table"),

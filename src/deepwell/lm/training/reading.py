@@ -256,13 +256,20 @@ def _check_network(recipe: Recipe, origins: _Origins) -> None:
             hint="or set model.named, and in model.config only what differs",
         )
     try:
-        ModelConfig.named(section.named).replace(**fields) if section.named else ModelConfig(**fields)
+        config = ModelConfig.named(section.named).replace(**fields) if section.named else ModelConfig(**fields)
     except ModelConfigError as error:
         named = [name for name in re.findall(r"\w+", error.message) if name in section.config]
         place: Place = ("model", "config", named[0]) if named else ("model", "named")
         if section.named and "shape is called" in error.message:
             place = ("model", "named")
         raise RecipeError(f"{origins.of(place)}: {_dotted(place[:2])}: {error.message}", hint=error.hint) from error
+    length, positions = recipe.data.sequence_length, config.max_position_embeddings
+    if length > positions:
+        raise RecipeError(
+            f"{origins.of(('data', 'sequence_length'))}: data.sequence_length is {length}, and the network is made for "
+            f"texts of {positions} tokens",
+            hint=f"set model.config.max_position_embeddings = {length}",
+        )
 
 
 def _missing(fields: Mapping[str, Any]) -> list[str]:

@@ -128,6 +128,13 @@ class ScheduleSection:
         check(self.kind != "steps" or bool(self.steps), "schedule.steps", "is empty")
         if self.kind == "steps":
             check_steps("schedule.steps", self.steps)
+        begins = [begin for begin, _ in self.steps]
+        check(
+            begins == sorted(set(begins)) and all(0 <= begin < 1 for begin in begins),
+            "schedule.steps",
+            "has shares of the run that do not rise within 0 to 1",
+        )
+        check(all(value >= 0 for _, value in self.steps), "schedule.steps", "has a negative factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,7 @@ class BalanceSection:
 
     def __post_init__(self) -> None:
         check_steps("balance.speed", self.speed)
+        check(all(value >= 0 for _, value in self.speed), "balance.speed", "is negative")
         check(self.alpha >= 0, "balance.alpha", f"is {self.alpha}; it is at least 0")
 
 
