@@ -274,3 +274,21 @@ def test_nothing_is_kept_in_front_of_a_frozen_matrix(instructions: bool, grouped
     parts = [wide[0].sum(0).expand(9, -1), wide[1].sum(0).expand(11, -1)] if grouped else [wide.sum(0).expand(20, -1)]
     assert x.grad is not None
     assert torch.allclose(x.grad.double(), torch.cat(parts), rtol=5e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize("name", ["linear", "grouped_linear", "swiglu", "norm", "attention", "cross-entropy"])
+def test_a_gradient_of_a_gradient_is_refused(name: str) -> None:
+    """Most kernels are beyond autograd: it would take what they give for a constant."""
+    x = random(16, 16, dtype=torch.bfloat16)
+    weight = torch.randn(16, 16, requires_grad=True)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "linear": lambda: linear(x, weight),
+        "grouped_linear": lambda: grouped_linear(x, weight[None], torch.tensor([16], dtype=torch.int32)),
+        "swiglu": lambda: swiglu(x, x),
+        "norm": lambda: RMSNorm(16, 1e-5)(x),
+        "attention": lambda: attend(*(x[None, None],) * 3, scale=0.25, causal=True),
+        "cross-entropy": lambda: linear_cross_entropy(x, weight, torch.zeros(16, dtype=torch.int64)),
+    }
+    (grad,) = torch.autograd.grad(runs[name]().float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice|not implemented"):
+        grad.sum().backward()

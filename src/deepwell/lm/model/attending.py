@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from deepwell.lm.model.native import calls
@@ -29,6 +30,7 @@ class _CompiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, normaliser, mask = ctx.saved_tensors
         found = calls.attention_backward(grads[0], query, key, value, out, normaliser, mask, ctx.causal, ctx.scale)
@@ -51,6 +53,7 @@ class _FlashOnCPU(torch.autograd.Function):
         return narrow
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, normaliser, mask = ctx.saved_tensors
         wide = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(

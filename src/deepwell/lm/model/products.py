@@ -14,7 +14,7 @@ gradients of float32 weights, which they sum in float32. The rest, and all of it
 
 All of these operations keep for the backward pass only what came in, in the dtype in which it came; whatever can be
 computed again in one cheap pass (a widened copy, a gate's activation, a normalised row) is not stored. In front of a
-frozen matrix nothing is.
+frozen matrix nothing is. Their gradients cannot be differentiated once more: that is an error, and not a wrong number.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from deepwell.lm.model.native import calls
@@ -128,6 +129,7 @@ class _Linear(torch.autograd.Function):
         return F.linear(wide, matrix, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grads[0].flatten(0, -2)
@@ -161,6 +163,7 @@ class _WideLinear(torch.autograd.Function):
         return F.linear(at_least_float32(x), at_least_float32(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
@@ -230,6 +233,7 @@ class _GroupedLinear(torch.autograd.Function):
         return _grouped(widened(x), matrices.transpose(1, 2), offsets).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, offsets = ctx.saved_tensors
         wide = widened(grads[0]).contiguous()
