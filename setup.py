@@ -1,7 +1,9 @@
 """The compiled part of the package; all else stands in pyproject.toml.
 
-The engine's network is built twice from the same sources, for x86 processors with AVX2 and for any. Where there is no C
-compiler, installation goes on without (``optional``), and the engine computes with PyTorch.
+The engine's network is built twice from the same sources, for x86 processors with AVX2 and for any; the kernels of
+training once, for x86 processors with AVX-512 BF16; the rounding to FP8 once, for any. Where there is no C compiler, or
+it knows no such processor, installation goes on without (``optional``), and PyTorch computes. Which of them suit the
+processor at hand is asked when they are opened.
 """
 
 from setuptools import Extension, setup

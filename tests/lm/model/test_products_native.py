@@ -219,6 +219,39 @@ def test_gradients_of_experts(threads: int) -> None:
         assert away(grad[expert], exact) < 1e-6 if end > start else not grad[expert].any()
 
 
+def test_the_number_of_threads_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    query, key, value = (half(2, 6, 100, 32) for _ in range(3))
+    x, gate, up = half(500, 64), half(500, 64), half(500, 64)
+    weight, head, norm = (
+        torch.randn(3, 64, 64).requires_grad_(),
+        torch.randn(300, 64).requires_grad_(),
+        RMSNorm(64, 1e-5),
+    )
+    ends, labels = torch.tensor([130, 130, 500], dtype=torch.int32), torch.randint(0, 300, (500,))
+
+    def all_of_them() -> list[Tensor]:
+        found: list[Tensor] = []
+        for out, inputs in (
+            (attend(query, key, value, scale=0.2, causal=True), (query, key, value)),
+            (norm(x), (x, norm.weight)),
+            (swiglu(gate, up), (gate, up)),
+            (grouped_linear(x, weight, ends), (x, weight)),
+            (linear_cross_entropy(x, head, labels, 500), (x, head)),
+        ):
+            found += [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+        return found
+
+    before = torch.get_num_threads()
+    runs = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        runs.append(all_of_them())
+    torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
 def test_what_is_not_a_number_stays_so() -> None:
     """The guard of a training run looks at losses and gradients; what a kernel swallowed it would never see."""
     torch.manual_seed(0)

@@ -10,7 +10,8 @@ value times scale, with float32 sums. What differs from FP8 hardware that promot
   (0.17 % of it from rounding the result to bf16), and FP8 as a whole 3.7 % off the exact product either way.
   Multiplying in float32 would take four times as long; with float32 activations it is done, and nothing is rounded
   twice;
-- a gradient of a weight leaves the product in the dtype of the activations, as from the bf16 product.
+- a gradient of a weight leaves the product in the dtype of the activations, as from PyTorch's bf16 product. (The
+  kernels for a GPU, and the compiled ones for bf16, leave float32.)
 
 Every function takes rows [N, ...]; ``offsets`` [E] int32 are the ends of groups of rows, each with its own matrix of
 ``weight`` [E, out, in], or None for one matrix [out, in].
