@@ -2,11 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +19,23 @@ from deepwell.lm.training.describing import describe
 from deepwell.lm.training.journal import comparable, read
 from deepwell.lm.training.loop import Loop
 from deepwell.lm.training.recipe import (
-    BatchSection,
-    CheckpointSection,
     DataSection,
     GuardSection,
-    LogSection,
     MemorySection,
     ModelSection,
     OptimizerSection,
-    ParallelSection,
     PrecisionSection,
-    Recipe,
     SourceSection,
-    TokenizerSection,
 )
 from deepwell.lm.training.records import Ended, Noted, Record, Sampled, Started, Stepped, Validated
-from deepwell.lm.training.run import Outcome, train
+from deepwell.lm.training.run import Outcome
 
-SHAPE = {
-    "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_hidden_layers": 2,
-    "n_routed_experts": 8, "num_experts_per_tok": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
-}  # fmt: skip
-WORDS = "the well is deep and the water of the well is cold so we draw it with a long rope in the morning".split()
+from .small_runs import recipe, run, write_texts
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of texts in which the next word is often foreseen."""
-    folder = tmp_path_factory.mktemp("texts")
-    draw = torch.Generator().manual_seed(0)
-    for number in range(40):
-        starts = torch.randint(len(WORDS), (12,), generator=draw).tolist()
-        lines = [" ".join(WORDS[start:] + WORDS[:start]) for start in starts]
-        (folder / f"{number}.txt").write_text(f"Text {number}.\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def recipe(texts: Path, **sections: Any) -> Recipe:
-    plain: dict[str, Any] = {
-        "model": ModelSection(named="debug-moe", config=SHAPE),
-        "tokenizer": TokenizerSection(vocab_size=320),
-        "data": DataSection(
-            sources=(SourceSection(path=str(texts)),), sequence_length=32, validation=0.1, deduplicate=False
-        ),
-        "batch": BatchSection(steps=8, sequences=4, micro_sequences=2),
-        "optimizer": OptimizerSection(lr=5e-3),
-        "checkpoint": CheckpointSection(every=3),
-        "log": LogSection(validate_every=4, validate_rows=4, sample_tokens=4, tensorboard=False, peak_tflops=1.0),
-    }
-    return Recipe(seed=1, threads=1, **plain | sections)
-
-
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, watchers: Any = ()) -> Outcome:
-    return train(recipe, folder, base=folder.parent, name="test", resume=resume, watchers=watchers)
+    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
@@ -169,17 +129,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_journal_begins_again_behind
     assert any("step 7 is passed over" in record.message for record in told if isinstance(record, Noted))
     steps = [record for record in comparable(read(folder / "journal.jsonl")) if isinstance(record, Stepped)]
     assert steps == [record for record in comparable(finished[2]) if isinstance(record, Stepped)]
-
-
-def test_a_run_does_not_go_on_with_other_text(texts: Path, tmp_path: Path) -> None:
-    mine = shutil.copytree(texts, tmp_path / "texts")
-    short = recipe(mine, batch=BatchSection(steps=1, sequences=4))
-    run(short, tmp_path / "run")
-    (mine / "0.txt").touch()  # the same text, read anew
-    assert run(short, tmp_path / "run", resume=True).finished
-    (mine / "0.txt").write_text("The rope of the well is long.\n", encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"the text or its tokenizer is another.*\n.*put the files"):
-        run(short, tmp_path / "run", resume=True)
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -295,56 +244,6 @@ def test_esft_moves_the_chosen_experts_alone(
         if not torch.equal(a, b)
     }
     assert moved and all(".mlp.experts." in name for name in moved)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "parallel", [ParallelSection(), ParallelSection(data="copy", experts=2)], ids=["shard", "copy"]
-)
-def test_two_processes_are_one_run_that_one_goes_on_with(
-    texts: Path, tmp_path: Path, parallel: ParallelSection
-) -> None:
-    plain = recipe(
-        texts,
-        precision=PrecisionSection(compute="f32"),
-        log=LogSection(validate_every=4, validate_rows=4, sample_every=3, sample_tokens=4, tensorboard=False),
-    )
-    alone = run(plain, tmp_path / "alone")
-    (tmp_path / "recipe.toml").write_text(reading.to_toml(plain.replace(parallel=parallel)), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "deepwell", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=100)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
-    records = {name: read(tmp_path / name / "journal.jsonl") for name in ("alone", "two")}
-    for kind, least in ((Stepped, 8), (Validated, 2), (Sampled, 3)):
-        assert [r.step for r in records["two"] if isinstance(r, kind)] == [
-            r.step for r in records["alone"] if isinstance(r, kind)
-        ]
-        assert sum(isinstance(r, kind) for r in records["two"]) == least
-    losses = {name: [r.loss for r in told if isinstance(r, Stepped)] for name, told in records.items()}
-    assert losses["two"] == pytest.approx(losses["alone"], rel=1e-3)
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000008")
-    again = run(plain, tmp_path / "two", resume=True)
-    assert again.loss == pytest.approx(alone.loss, rel=1e-3)
-    assert again.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-3)
 
 
 def test_a_recipe_is_described_without_its_data(texts: Path) -> None:

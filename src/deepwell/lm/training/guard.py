@@ -96,5 +96,5 @@ class Guard:
         return TrainingError(
             f"training stopped at step {step}: the {what} is {value}{back}; bad steps: {', '.join(named)}",
             hint="lower optimizer.lr or lengthen schedule.warmup, and look at the data of the steps named; "
-            "the last checkpoint is good, and --resume goes on from it",
+            "a checkpoint that was saved is good, and --resume goes on from it",
         )

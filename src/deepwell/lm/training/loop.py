@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ class Loop:
     progress: Progress
     flops_per_token: float
     peak_flops: float
-    data: str = ""
-    """What the rows are made of; a checkpoint of other data is refused."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the ``data`` and, where a checkpoint holds a part of the network, of its ``base``."""
 
     def step(self) -> tuple[Stepped, bool]:
         """Take the next step.

@@ -7,6 +7,7 @@ is kept in the activations' own dtype, at half the memory, and the adapter alone
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from deepwell.errors import ModelConfigError, RecipeError
 from deepwell.lm.model.config import ModelConfig
 from deepwell.lm.model.transformer import Transformer
+from deepwell.lm.training.data.store import checksum
 from deepwell.lm.training.recipe import ModelSection, Recipe
 from deepwell.lm.weights.lora import LoraConfig, add_lora, lora_layers
 
@@ -43,6 +45,17 @@ def opened(recipe: Recipe, device: torch.device) -> tuple[Transformer | None, To
     if path.is_dir():
         return None, Tokenizer.from_folder(path)
     return None, load(path, device="cpu")[1]
+
+
+def base_fingerprint(section: ModelSection) -> str:
+    """Of the files that ``model.start`` names, where parts of them never change and stand in no checkpoint; else ""."""
+    from deepwell.lm.weights.opening import locate
+
+    if section.tune == "full":
+        return ""
+    path = locate(section.start)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return hashlib.sha256(repr([(file.name, *checksum(file)) for file in files]).encode()).hexdigest()
 
 
 def shape(section: ModelSection, vocabulary: int, ends: tuple[int, ...] = (), begin: int | None = None) -> ModelConfig:

@@ -149,7 +149,7 @@ class _Run:
             progress=Progress(),
             flops_per_token=flops,
             peak_flops=self._peak(),
-            data=prepared.fingerprint,
+            origins={"data": prepared.fingerprint, "base": network.base_fingerprint(recipe.model)},
         )
 
     # ---- before the first step ----

@@ -12,6 +12,11 @@ from deepwell.lm.training import network
 from deepwell.lm.training.checkpoint import Loaded, copy_into, random_state, set_random_state
 from deepwell.lm.training.loop import Loop
 
+_ORIGINS = {
+    "data": ("the text or its tokenizer", "data.sources"),
+    "base": ("the network that the adapter or the experts belong to", "model.start"),
+}
+
 
 def collect(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a checkpoint holds: learned parameters, router biases, moments, random states, and how far the run is."""
@@ -32,7 +37,7 @@ def collect(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
         random=plain,
         guard=loop.guard.state(),
         steps=loop.plan.steps,
-        data=loop.data,
+        origins=dict(loop.origins),
     )
     return tensors, values
 
@@ -49,11 +54,13 @@ def put_back(loop: Loop, loaded: Loaded) -> None:
             f"the run was planned for {values['steps']} steps, and its data now makes {loop.plan.steps}",
             hint="the data changed: put it back, or begin anew in another folder",
         )
-    if values.get("data", loop.data) != loop.data:
-        raise TrainingError(
-            "the text or its tokenizer is another than the run began with",
-            hint="put the files of data.sources back as they were, or begin anew in another folder",
-        )
+    for kind, mark in loop.origins.items():
+        if values.get("origins", {}).get(kind, mark) != mark:
+            what, files = _ORIGINS[kind]
+            raise TrainingError(
+                f"{what} is another than the run began with",
+                hint=f"put the files of {files} back as they were, or begin anew in another folder",
+            )
     state = network.learned_state(loop.model)
     tensors = loaded.tensors
     absent = [name for name in state if f"model.{name}" not in tensors]
