@@ -1,6 +1,6 @@
 """The compiled kernels beside PyTorch's way and beside float64: same results but for rounding, same bits every time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -197,7 +197,7 @@ def test_experts(ends: list[int], threads: int) -> None:
     torch.manual_seed(0)
     x = half(150, 64)
     weight = (torch.randn(4, 96, 64)).bfloat16().float().requires_grad_()
-    assert calls.suits_grouped(weight)
+    assert calls.suits_grouped(weight, 64, turned=True)
     offsets = torch.tensor(ends, dtype=torch.int32)
     upstream = torch.randn(150, 96).bfloat16()
     out = grouped_linear(x, weight, offsets)
@@ -282,6 +282,27 @@ def test_what_is_not_a_number_stays_so() -> None:
     loss = linear_cross_entropy(hidden, weight.requires_grad_(), torch.arange(3))
     assert loss.isnan()
     assert torch.autograd.grad(loss, hidden)[0].isnan().all()
+
+
+def test_what_does_not_fit_together_is_refused_and_not_read_beyond() -> None:
+    def wrong(run: Callable[[], Tensor], kind: type[Exception] = RuntimeError) -> None:
+        with pytest.raises(kind):
+            run()
+
+    rows, weight = half(40, 64), torch.randn(2, 32, 64)
+    for ends in ([20, 41], [20, 39], [41, 40], [-1, 40], [40], [10, 20, 40]):
+        offsets = torch.tensor(ends, dtype=torch.int32)
+        wrong(lambda: grouped_linear(rows, weight, offsets), ValueError)  # noqa: B023
+    wrong(lambda: grouped_linear(half(40, 32), weight, torch.tensor([20, 40], dtype=torch.int32)))
+    query, key = half(1, 4, 16, 32), half(1, 2, 16, 32)
+    for other in (half(1, 2, 16, 16), half(1, 3, 16, 32), half(2, 2, 16, 32)):
+        assert not calls.suits_attention(query, other, other, causal=True)
+    assert not calls.suits_attention(query, key, key[:, :, :8], causal=True)
+    added = torch.zeros(16, 16, dtype=torch.bfloat16).masked_fill_(~torch.ones(16, 16, dtype=torch.bool).tril(), -1e9)
+    causal = attend(query, key, key, scale=1.0, causal=True)
+    close([attend(query, key, key, scale=1.0, causal=False, mask=added)], [causal], 1e-2)  # PyTorch's, which adds it
+    wrong(lambda: RMSNorm(16, 1e-5)(half(3, 32)))
+    wrong(lambda: linear_cross_entropy(rows, torch.randn(20, 64), torch.zeros(39, dtype=torch.int64)), ValueError)
 
 
 @pytest.mark.parametrize("label", [-100, 20])

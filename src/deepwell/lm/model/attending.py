@@ -75,7 +75,8 @@ def attend(
     ``query`` [B, H, T, K], ``key`` [B, G, S, K], ``value`` [B, G, S, V] with G dividing H; ``mask`` [.., T, S] bool,
     True where a query may look, or None; ``causal`` only where T == S. -> [B, H, T, V] in the dtype of ``query``.
     """
-    if compiled(query, key, value) and calls.suits_attention(query, key, value, causal):
+    plain = mask is None or mask.dtype is torch.bool
+    if plain and compiled(query, key, value) and calls.suits_attention(query, key, value, causal):
         return _CompiledAttention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-any-return,no-untyped-call]
     width = value.shape[-1]
     if width < query.shape[-1] and query.device.type == "cpu":

@@ -227,7 +227,7 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, offsets)
         ctx.dtype = x.dtype
-        if compiled(x) and calls.suits_grouped(weight):
+        if compiled(x) and calls.suits_grouped(weight, x.shape[1], turned=True):
             return calls.grouped(x, weight, offsets, _room(weight, x.dtype), turned=True)
         matrices = matrix_for(weight, x.dtype)
         return _grouped(widened(x), matrices.transpose(1, 2), offsets).to(x.dtype)
@@ -238,7 +238,7 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight, offsets = ctx.saved_tensors
         wide = widened(grads[0]).contiguous()
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0] and compiled(wide) and calls.suits_grouped(weight):
+        if ctx.needs_input_grad[0] and compiled(wide) and calls.suits_grouped(weight, wide.shape[1], turned=False):
             grad_x = calls.grouped(wide, weight, offsets, _room(weight, ctx.dtype), turned=False)
         elif ctx.needs_input_grad[0]:
             grad_x = _grouped(wide, matrix_for(weight, ctx.dtype), offsets).to(ctx.dtype)

@@ -43,7 +43,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if compiled(x):
+        if compiled(x) and x.shape[-1:] == weight.shape:
             out, inverse = calls.norm_forward(x, weight, eps)
             ctx.save_for_backward(x, weight, inverse)
             return out
@@ -57,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        if compiled(x, grads[0]):
+        if compiled(x, grads[0]) and x.shape[-1:] == weight.shape:
             found = calls.norm_backward(grads[0], x, weight, inverse, *ctx.needs_input_grad[:2])
             return found[0], None if found[1] is None else found[1].to(weight.dtype), None
         grad = at_least_float32(grads[0])

@@ -1,4 +1,8 @@
-"""The compiled kernels as functions of tensors, and for which tensors they are made: bf16 on a processor."""
+"""The compiled kernels as functions of tensors, and for which tensors they are made: bf16 on a processor.
+
+Nothing behind these functions asks how large a tensor is. What does not fit together is left to PyTorch, whose error
+says why, or is an error here; and never a read beyond a tensor's end.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,9 @@ def _run(name: str, arguments: Attention | Entropy | Gated | Grouped | Norm | Ou
 
 def suits_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> bool:
     """Whether the kernel is made for these shapes: widths of whole sixteens, and more than a few queries."""
+    fit = query.dim() == 4 and key.shape[:3] == value.shape[:3] and query.shape[3] == key.shape[3]
+    if not fit or query.shape[0] != key.shape[0] or not key.shape[1] or query.shape[1] % key.shape[1]:
+        return False
     widths = query.shape[-1] % 16 == 0 and value.shape[-1] % 16 == 0
     whole = query.shape[2] >= 8 and (not causal or query.shape[2] == key.shape[2])
     return widths and whole
@@ -177,8 +184,11 @@ def entropy_rows(logits: Tensor, labels: Tensor, scale: float, wants_gradient: b
 
     Raises:
         IndexError: A label is none of 0 to V - 1.
+        ValueError: There are more or fewer labels than rows.
     """
-    labels = labels.contiguous()
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"{tuple(labels.shape)} labels for {logits.shape[0]} rows")
+    labels = labels.to(torch.int64).contiguous()
     if labels.numel():
         lowest, highest = (int(label) for label in labels.aminmax())
         if lowest < 0 or highest >= logits.shape[1]:
@@ -200,9 +210,9 @@ def outer(left: Tensor, right: Tensor, total: Tensor, *, add: bool = False) -> N
     _run("dw_outer_product", of)
 
 
-def suits_grouped(weight: Tensor) -> bool:
-    """Whether the kernel is made for these matrices [E, out, in]: float32, their sides whole thirty-twos."""
-    fits = weight.shape[1] % 32 == 0 and weight.shape[2] % 32 == 0
+def suits_grouped(weight: Tensor, width: int, *, turned: bool) -> bool:
+    """Whether the kernel is made for rows of this width and these matrices: float32, their sides whole thirty-twos."""
+    fits = weight.shape[1] % 32 == 0 and weight.shape[2] % 32 == 0 and width == weight.shape[2 if turned else 1]
     return fits and weight.dtype is torch.float32 and weight.is_contiguous()
 
 
@@ -211,12 +221,17 @@ def grouped(x: Tensor, weight: Tensor, offsets: Tensor, room: Tensor, *, turned:
 
     ``room`` takes the matrices in bf16. PyTorch's product is made anew for every number of rows that an expert gets:
     its kernels are kept, hundreds of megabytes of them; these serve any number.
+
+    Raises:
+        ValueError: The groups do not end in order, the last of them with the last row.
     """
     found = library()
     assert found is not None
     x = _readable(x)
     columns, inner = weight.shape[1:] if turned else (weight.shape[2], weight.shape[1])
     ends = offsets.tolist()
+    if len(ends) != len(weight) or ends != sorted(ends) or ends[0] < 0 or ends[-1] != len(x):
+        raise ValueError(f"{len(weight)} groups of {len(x)} rows cannot end at {ends}")
     blocks = [
         place
         for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
