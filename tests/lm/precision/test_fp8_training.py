@@ -1,5 +1,6 @@
 """FP8 products beside exact ones: results, gradients, what is kept."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepwell.lm.precision import fp8_emulation
+from deepwell.lm.precision import fp8_emulation, fp8_training
 from deepwell.lm.precision.fp8_training import Fp8Products
 
 WAYS = [
@@ -230,3 +231,15 @@ def test_a_pass_without_gradients_rounds_nothing_for_a_backward_pass(monkeypatch
         assert Fp8Products().linear(x, weight).shape == (4, 16)
     with pytest.raises(AssertionError, match="asked for"):
         Fp8Products().linear(x, weight)
+
+
+def test_tiles_of_an_input_that_is_gone_are_let_go() -> None:
+    products, weight = Fp8Products(), torch.randn(16, 32)
+    x = torch.randn(4, 32).bfloat16()
+    products.linear(x, weight)
+    tiles = weakref.ref(fp8_training._remembered.inputs[-1])
+    products.linear(x, weight)
+    assert tiles() is fp8_training._remembered.inputs[-1]
+    del x
+    products.linear(torch.randn(4, 32).bfloat16(), weight)
+    assert tiles() is None

@@ -165,8 +165,10 @@ class _Inputs:
         recent: deque[_Inputs] | None = getattr(_remembered, "inputs", None)
         if recent is None:
             recent = _remembered.inputs = deque(maxlen=_RECENT)
-        for one in recent:
-            if one.x() is x and one.version == x._version and one.offsets is offsets and one.how == how:
+        for one in tuple(recent):
+            if one.x() is None:  # nobody can ask for it again: its tiles are let go
+                recent.remove(one)
+            elif one.x() is x and one.version == x._version and one.offsets is offsets and one.how == how:
                 return one
         recent.append(cls(x, offsets, how))
         return recent[-1]
