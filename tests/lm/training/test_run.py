@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deepwell import Model
-from deepwell.errors import TrainingError, UsageError
+from deepwell.errors import RecipeError, TrainingError, UsageError
 from deepwell.lm import load
 from deepwell.lm.engine.params import SamplingParams
 from deepwell.lm.training import reading
@@ -129,6 +129,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_journal_begins_again_behind
     assert any("step 7 is passed over" in record.message for record in told if isinstance(record, Noted))
     steps = [record for record in comparable(read(folder / "journal.jsonl")) if isinstance(record, Stepped)]
     assert steps == [record for record in comparable(finished[2]) if isinstance(record, Stepped)]
+
+
+def test_rows_fit_the_network_that_is_gone_on_from(
+    texts: Path, tmp_path: Path, finished: tuple[Path, Outcome, list[Record]]
+) -> None:
+    data = DataSection(sources=(SourceSection(path=str(texts)),), sequence_length=1024)
+    with pytest.raises(RecipeError, match=r"data.sequence_length is 1024, and .* knows 512 positions"):
+        run(recipe(texts, model=ModelSection(start=str(finished[1].model)), data=data), tmp_path / "run")
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:

@@ -32,13 +32,18 @@ def opened(recipe: Recipe, device: torch.device) -> tuple[Transformer | None, To
 
     Raises:
         MissingModelError, ModelFileError, ModelFormatError, ModelConfigError: As of ``deepwell.lm.load``.
+        RecipeError: Rows are longer than the network has positions.
     """
     from deepwell.lm.weights.opening import load, locate
     from deepwell.lm.weights.tokenizer import Tokenizer
 
     if recipe.model.start:
         halves = recipe.model.tune == "lora" and recipe.precision.compute != "f32"
-        return load(recipe.model.start, dtype="bf16" if halves else "f32", device=device)
+        model, tokenizer = load(recipe.model.start, dtype="bf16" if halves else "f32", device=device)
+        length, known = recipe.data.sequence_length, model.config.max_position_embeddings
+        if length > known:
+            raise RecipeError(f"data.sequence_length is {length}, and {recipe.model.start} knows {known} positions")
+        return model, tokenizer
     if not recipe.tokenizer.start:
         return None, None
     path = locate(recipe.tokenizer.start)
