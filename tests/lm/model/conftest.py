@@ -1,10 +1,12 @@
-"""Random networks: every combination of parts that a ``ModelConfig`` accepts."""
+"""Random networks, of every combination of parts that a ``ModelConfig`` accepts; processors with and without bf16."""
 
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import strategies as st
 
+from deepwell.lm.model import products
 from deepwell.lm.model.config import DynamicGating, ModelConfig, RopeScaling
 
 _small = st.integers(1, 4)
@@ -151,3 +153,10 @@ _STOCK: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 def configs() -> st.SearchStrategy[ModelConfig]:
     """A strategy that draws networks of at most a few thousand parameters."""
     return _configs()
+
+
+@pytest.fixture(params=[True, False], ids=["with-instructions", "without"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A processor with and one without products in bf16, whichever runs the test."""
+    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: request.param or dtype is torch.float32)
+    return bool(request.param)

@@ -1,15 +1,12 @@
-"""Every fused operation against the plain one, forward and backward, in float64 and where operands are widened."""
+"""Every product against the plain one, forward and backward, in float64 and where operands are widened."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepwell.lm.model import products
 from deepwell.lm.model.attending import attend
 from deepwell.lm.model.cross_entropy import linear_cross_entropy
 from deepwell.lm.model.products import (
@@ -24,22 +21,7 @@ from deepwell.lm.model.products import (
 )
 from deepwell.lm.model.rowwise import RMSNorm, swiglu
 
-
-@pytest.fixture(params=[True, False], ids=["with-instructions", "without"])
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """A processor with and one without products in bf16, whichever runs the test."""
-    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: request.param or dtype is torch.float32)
-    return bool(request.param)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, dtype=dtype, requires_grad=True)
-
-
-def grads(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-    out = function(*inputs)
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
-    return [out, *torch.autograd.grad(out, inputs, upstream)]
+from .differentiating import grads, random
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):
@@ -162,100 +144,6 @@ def test_grouped_linear_is_a_loop_over_experts(
     for ours, plain in zip(got, expected, strict=True):
         assert ours.dtype is dtype
         assert torch.allclose(ours.double(), plain, rtol=close, atol=close)
-
-
-def test_swiglu() -> None:
-    gate, up = random(3, 4), random(3, 4)
-    assert torch.allclose(swiglu(gate, up), F.silu(gate) * up)
-    assert torch.autograd.gradcheck(swiglu, (gate, up))
-
-
-def test_rms_norm() -> None:
-    norm = RMSNorm(6, 1e-3, dtype=torch.float64)
-    torch.nn.init.normal_(norm.weight)
-    x = random(2, 3, 6)
-    assert torch.allclose(norm(x), F.rms_norm(x, (6,), norm.weight, 1e-3))
-    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight))
-
-
-def test_rms_norm_of_bf16_has_its_mean_in_float32() -> None:
-    norm = RMSNorm(4096, 1e-6, dtype=torch.bfloat16)
-    x = torch.full((1, 4096), 300.0, dtype=torch.bfloat16)
-    assert norm(x).dtype is torch.bfloat16
-    assert (norm(x) == 1).all()
-
-
-@pytest.mark.parametrize("value_width", [8, 5])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_softmax_of_scores(instructions: bool, value_width: int, masked: bool) -> None:
-    torch.manual_seed(0)
-    query, key, value = random(2, 4, 6, 8), random(2, 2, 6, 8), random(2, 2, 6, value_width)
-    causal = torch.ones(6, 6, dtype=torch.bool).tril()
-    got = attend(query, key, value, scale=0.3, causal=not masked, mask=causal if masked else None)
-    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3
-    expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
-    assert got.shape == (2, 4, 6, value_width)
-    assert torch.allclose(got, expected)
-    half = [tensor.detach().bfloat16().requires_grad_() for tensor in (query, key, value)]
-    mask = causal if masked else None
-    narrow = grads(lambda q, k, v: attend(q, k, v, scale=0.3, causal=not masked, mask=mask), *half)
-    wide = grads(lambda q, k, v: attend(q, k, v, scale=0.3, causal=not masked, mask=mask), query, key, value)
-    for ours, plain in zip(narrow, wide, strict=True):
-        assert ours.dtype is torch.bfloat16
-        assert torch.allclose(ours.double(), plain, rtol=5e-2, atol=5e-2)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 7, 200])
-def test_cross_entropy_by_slices_is_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    hidden, weight = random(rows, 6), random(11, 6)
-    labels = torch.randint(0, 11, (rows,))
-    loss = linear_cross_entropy(hidden, weight, labels)
-    plain = F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
-    assert torch.allclose(loss, plain)
-    got = torch.autograd.grad(loss * 3, (hidden, weight))
-    for ours, expected in zip(got, torch.autograd.grad(plain * 3, (hidden, weight)), strict=True):
-        assert torch.allclose(ours, expected)
-
-
-def test_cross_entropy_in_bf16_is_summed_in_float32(instructions: bool) -> None:
-    torch.manual_seed(0)
-    hidden, weight = random(64, 32, dtype=torch.bfloat16), random(100, 32, dtype=torch.bfloat16)
-    labels = torch.randint(0, 100, (64,))
-    loss = linear_cross_entropy(hidden, weight, labels)
-    assert loss.dtype is torch.float32
-    plain = F.cross_entropy(hidden.double() @ weight.double().T, labels, reduction="sum")
-    assert loss.item() == pytest.approx(plain.item(), rel=1e-2)
-    for ours in torch.autograd.grad(loss, (hidden, weight)):
-        assert ours.dtype is torch.bfloat16
-
-
-def test_no_gradient_is_made_where_none_is_wanted() -> None:
-    hidden, weight = random(4, 6), torch.randn(11, 6, dtype=torch.float64)
-    (grad,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, torch.zeros(4, dtype=torch.int64)), (hidden,))
-    assert grad.shape == hidden.shape
-
-
-class Recorded(TorchDispatchMode):
-    """The operations that PyTorch carries out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_loss_that_is_only_looked_at_makes_no_gradient() -> None:
-    hidden, weight, labels = random(4, 6), random(11, 6), torch.zeros(4, dtype=torch.int64)
-    with Recorded() as learning:
-        loss = linear_cross_entropy(hidden, weight, labels)
-    assert "addmm_" in learning.names
-    with Recorded() as looking, torch.no_grad():
-        assert linear_cross_entropy(hidden, weight, labels) == loss
-    assert "addmm_" not in looking.names
 
 
 @pytest.mark.parametrize("grouped", [False, True])
