@@ -27,6 +27,14 @@ TEXTS = [
 EXECUTORS = ["numpy", "torch"]
 
 
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 also where the processor multiplies bfloat16: what is compared here is the network, not its rounding."""
+    import torch
+
+    monkeypatch.setattr("deepwell.library.encoders.bert.layers_torch.precision", lambda: torch.float32)
+
+
 def reference(folder: Path, texts: list[str], pooling: str, max_tokens: int) -> np.ndarray:
     """One text at a time through transformers: no packing, no batches, pooling written out."""
     import torch
