@@ -1,18 +1,20 @@
 """The GPU path in one command: is it right, and how fast is it. Made for a GPU that is there for a few minutes.
 
-    PYTHONPATH=src python benchmarks/gpu.py [--models smollm2-135m ...] [--only checks kernels training models]
+    PYTHONPATH=src python benchmarks/gpu.py [--models smollm2-135m ...] [--only checks kernels training steps models]
 
 First the checks of ``gpu_checks``; then this GPU's own ceilings (bytes copied and bf16 products made a second), and
 beside them:
 
     kernels   decoding attention, by tiling, beside torch's attention over the same rows; FP8 products beside bf16
     training  the three products of a layer in FP8, rounding included, beside bf16, and torch's own FP8 product
+    steps     whole training steps in bf16 and FP8 beside transformers and torchao, up to 1B (``gpu_steps``, 3 minutes)
     models    random weights of published shapes through the engine: prefill, one request, 8 and 64 at once, in bf16
               with and without graphs, and in FP8; transformers' generate on the same shape where it has one
 
 Prints tables and writes ``gpu.json`` into the folder $OUT (or ``out``) after each part, so what was measured before an
 error or the end of the time is kept. Ends with 1 if a check failed. Without a GPU it says so, runs the checks in
-Triton's interpreter, and compiles the kernels (``gpu_kernels``). Needs torch, triton and transformers, and no network.
+Triton's interpreter, and compiles the kernels (``gpu_kernels``); ``gpu_steps.py --check`` tries the steps there. Needs
+torch, triton and transformers, and no network.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 MODELS = ("smollm2-135m", "r1-distill-qwen-1.5b", "r1-distill-llama-8b", "deepseek-v2-lite")
+PARTS = ("checks", "kernels", "training", "steps", "models")
 PROMPT, NEW = 512, 64
 HERE = Path(__file__).parent
 
@@ -61,9 +64,8 @@ def time_attention(name: str, batch: int, length: int, peak: dict[str, float]) -
     looks, given = Looks(tables, torch.zeros_like(ends), ends), None if config.is_grouped else latent
     moved = batch * length * config.latent_width * 2
     place = torch.arange(length, device="cuda")
-    seen = rows[
-        tables.long()[:, place // 16] * 16 + place % 16
-    ]  # [batch, S, W], gathered beforehand: torch's best case
+    # Gathered beforehand, torch's best case: [batch, S, W].
+    seen = rows[tables.long()[:, place // 16] * 16 + place % 16]
     groups, rank = config.rope_key_heads, config.kv_lora_rank
     if config.is_grouped:
         keys, values = (
@@ -89,18 +91,15 @@ def time_attention(name: str, batch: int, length: int, peak: dict[str, float]) -
         splits = splits_for(batch, config, tiling, gpu.multi_processor_count, length)
 
         def ours(tiling: Tiling = tiling, splits: int = splits) -> torch.Tensor:
-            return decode_attention(
-                config, given, rope, rows, looks, block_size=16, splits=splits, tiling=tiling
-            )  # fmt: skip
+            return decode_attention(config, given, rope, rows, looks, block_size=16, splits=splits, tiling=tiling)
 
         try:
             took = do_bench(ours, return_mode="median")
         except Exception as problem:  # out of shared memory, mostly
             found.append({"kernel": f"{tiling}", "error": f"{type(problem).__name__}"})
             continue
-        what = (
-            f"heads {tiling.heads} places {tiling.places} warps {tiling.warps} stages {tiling.stages}, {splits} splits"
-        )
+        what = f"heads {tiling.heads} places {tiling.places} warps {tiling.warps} stages {tiling.stages}"
+        what += f", {splits} splits"
         share = moved / took * 1000 / peak["bytes_a_second"]
         found.append({"kernel": what + (" (chosen)" if tiling == chosen else ""), "us": took * 1000, "share": share})
     return found
@@ -152,9 +151,7 @@ def time_training(rows: int, columns: int, depth: int, experts: int, peak: dict[
     by_group = (columns * depth, scales.shape[0] // max(experts, 1) * scales.stride(0))
     out = torch.empty_like(grad)
     runs: dict[str, Callable[[], Any]] = {
-        "fp8 product alone": lambda: _by_rows(
-            tiles, values, scales, by_group, depth, out, offsets, max(experts, 1)
-        ),
+        "fp8 product alone": lambda: _by_rows(tiles, values, scales, by_group, depth, out, offsets, max(experts, 1)),
         "fp8 rounding rows": lambda: kernels.rows(x),
         "fp8 rounding columns": lambda: kernels.columns(x, offsets),
         "fp8 forward": lambda: kernels.forward(kernels.rows(x), weight, offsets, torch.bfloat16),
@@ -326,9 +323,9 @@ def main() -> int:
     """Check, then measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--only", nargs="+", choices=("checks", "kernels", "training", "models"))
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     args = parser.parse_args()
-    parts = args.only or ["checks", "kernels", "training", "models"]
+    parts = args.only or PARTS
 
     import torch
 
@@ -337,6 +334,7 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     sys.path.insert(0, str(HERE))
     import gpu_checks
+    import gpu_steps
 
     results: dict[str, Any] = {"torch": torch.__version__}
     out = Path(os.environ.get("OUT", "out")) / "gpu.json"
@@ -366,6 +364,7 @@ def main() -> int:
         print(f"{len(wrong)} checks failed" + "".join(f"\n  {name}" for name in wrong))
     if not here:
         subprocess.run([sys.executable, HERE / "gpu_kernels.py"], check=False)
+        print("Whole training steps are not tried here: python benchmarks/gpu_steps.py --check does, in seconds.")
         return bool(wrong)
     peak = ceilings()
     keep("ceilings", peak)
@@ -387,6 +386,8 @@ def main() -> int:
                 f"training {rows} x {columns} x {depth}, {experts} experts",
                 lambda: time_training(rows, columns, depth, experts, peak),  # noqa: B023
             )
+    if "steps" in parts:
+        tried("steps, all", lambda: gpu_steps.measure(peak["flops_a_second"], keep))
     if "models" in parts:
         for name in args.models:
             tried(f"{name}, all", lambda: time_model(name, peak, keep))  # noqa: B023
