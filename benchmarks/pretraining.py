@@ -175,7 +175,10 @@ def picture(told: dict[str, list[Record]]) -> str:
     ]
     parts = []
     for place, (title, chart) in enumerate(one for one in charts if one[1]):
-        parts.append(f'<text class="title" x="12" y="{22 + place * 290}">{title}</text>')
+        names = "".join(
+            f'<tspan dx="14" fill="{COLOURS[one.colour]}">{one.name}</tspan>' for one in (losses, loads)[place]
+        )
+        parts.append(f'<text class="title" x="12" y="{22 + place * 290}">{title}{names}</text>')
         parts.append(chart.replace("<svg ", f'<svg x="0" y="{30 + place * 290}" width="640" height="250" ', 1))
     colours = "".join(f"--c{number}:{one};" for number, one in enumerate(COLOURS))
     style = (
