@@ -213,7 +213,6 @@ def talking(world: World) -> None:
         world.sum(torch.tensor([2**40 + rank])).tolist(),
         [size * 2**40 + size * (size - 1) // 2],
     )
-    same("max", world.max(torch.tensor([rank, -rank])).tolist(), [size - 1, 0])
     same("first's word", world.broadcast_object({"from": rank}), {"from": 0})
     same("share", world.share(6 * size), (6 * rank, 6))
     same("is_main", world.is_main, rank == 0)

@@ -173,11 +173,12 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up ``tensor`` (any shape and dtype) over all processes, in place; every process gets the sum."""
-        return self._reduced(tensor, "SUM")
+        if self.size > 1:
+            import torch.distributed as dist
 
-    def max(self, tensor: Tensor) -> Tensor:
-        """The elementwise maximum of ``tensor`` over all processes, in place."""
-        return self._reduced(tensor, "MAX")
+            with self._watching("adding up"):
+                dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
 
     def barrier(self) -> None:
         """Wait until every process has come here, for up to a day."""
@@ -216,14 +217,6 @@ class World:
         if self.size > 1 and isinstance(error, RuntimeError) and _is_lost(error):
             # What FSDP and the experts exchange does not pass through this class.
             raise self._lost("computing a step", error) from error
-
-    def _reduced(self, tensor: Tensor, how: Literal["SUM", "MAX"]) -> Tensor:
-        if self.size > 1:
-            import torch.distributed as dist
-
-            with self._watching("adding up"):
-                dist.all_reduce(tensor, op=getattr(dist.ReduceOp, how))
-        return tensor
 
     @contextmanager
     def _watching(self, doing: str) -> Iterator[None]:

@@ -44,11 +44,3 @@ def shares(loads: Tensor) -> Tensor:
     """The share of its layer's choices that each expert got: [G, E] -> float32 [G, E]; zeros where there were none."""
     total = loads.sum(-1, keepdim=True)
     return loads.float() / total.clamp_min(1)
-
-
-def imbalance(loads: Tensor) -> Tensor:
-    """The largest load of each layer over its mean: [G, E] -> float32 [G]; 1 is even, E one expert for all, 0 no load.
-
-    V3's MaxVio (arXiv 2408.15664) is this less 1.
-    """
-    return shares(loads).amax(-1) * loads.shape[-1]

@@ -30,10 +30,11 @@ from typing import Any
 from torch import Tensor
 
 from deepwell.errors import TrainingError
-from deepwell.lm.training.manifest import read_manifest, sync_folder, write_manifest
+from deepwell.lm.training.manifest import read_manifest, write_manifest
 from deepwell.lm.training.pieces import MappedTensors, Piece, check_piece, lay_out, write_piece
 from deepwell.lm.training.random_state import random_state, set_random_state
 from deepwell.lm.training.spread import Alone, World, copy_into, whole
+from deepwell.lm.weights.replacing import sync_folder
 
 __all__ = ["Checkpoints", "Loaded", "World", "copy_into", "random_state", "set_random_state"]
 

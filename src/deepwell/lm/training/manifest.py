@@ -16,6 +16,7 @@ from typing import Any
 
 from deepwell.errors import TrainingError
 from deepwell.lm.training.pieces import Piece, Place, fits
+from deepwell.lm.weights.replacing import sync_folder
 
 FORMAT, VERSION = "deepwell-checkpoint", 1
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
@@ -111,13 +112,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

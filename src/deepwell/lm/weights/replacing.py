@@ -37,9 +37,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     try:
         place.mkdir(parents=True)
         yield place
-        _sync(place)
+        sync_folder(place)
         _swap(place, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise ModelFileError(
             f"{folder} could not be written ({error.strerror or error}); what was there before is unchanged",
@@ -78,7 +78,7 @@ def _swap(place: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a power cut, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
